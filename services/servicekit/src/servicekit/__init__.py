@@ -1,0 +1,1 @@
+"""Shared infrastructure of the Tunesmith services."""

@@ -1,0 +1,88 @@
+"""Streams and subjects of the platform, in one place because task service and workers must agree on them."""
+
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+WORK = "WORK"
+FACTS = "FACTS"
+EVENTS = "EVENTS"
+LOGS = "LOGS"
+DEADLETTERS = "DEADLETTERS"
+ADVISORIES = "ADVISORIES"
+
+DAY_SECONDS = 24 * 3600.0
+DUPLICATE_WINDOW_SECONDS = 120.0
+
+
+def work(kind: str, pool: str, task_id: str) -> str:
+    """Subject of a queue message. The task comes last so that its message can be looked up."""
+    return f"work.{kind}.{pool}.{task_id}"
+
+
+def work_filter(kind: str, pool: str) -> str:
+    """Subjects that the workers of one pool pull from."""
+    return f"work.{kind}.{pool}.>"
+
+
+def fact(task_id: str) -> str:
+    """Subject of what a worker says about a task."""
+    return f"fact.{task_id}"
+
+
+def log(task_id: str) -> str:
+    """Subject of a task's log lines."""
+    return f"log.{task_id}"
+
+
+def event(event_type: str, task_id: str) -> str:
+    """Subject of an authoritative event, for example type "task.completed"."""
+    return f"tunesmith.v1.{event_type}.{task_id}"
+
+
+def events_of(task_id: str) -> str:
+    """Subjects of everything that happens to a task."""
+    return f"tunesmith.v1.*.*.{task_id}"
+
+
+def state_changes_of(task_id: str) -> str:
+    """Subjects of a task's changes of state."""
+    return f"tunesmith.v1.task.*.{task_id}"
+
+
+def deadletter(original: str) -> str:
+    """Subject under which a message that could not be worked on is kept."""
+    return f"deadletter.{original}"
+
+
+def streams() -> list[StreamConfig]:
+    """The streams that the platform needs."""
+    common = {"storage": StorageType.FILE, "duplicate_window": DUPLICATE_WINDOW_SECONDS}
+    return [
+        StreamConfig(name=WORK, subjects=["work.>"], retention=RetentionPolicy.WORK_QUEUE, **common),
+        StreamConfig(name=FACTS, subjects=["fact.>"], retention=RetentionPolicy.WORK_QUEUE, **common),
+        StreamConfig(
+            name=EVENTS,
+            subjects=["tunesmith.v1.>"],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            max_age=7 * DAY_SECONDS,
+            **common,
+        ),
+        StreamConfig(name=LOGS, subjects=["log.>"], retention=RetentionPolicy.LIMITS, **common),
+        StreamConfig(
+            name=DEADLETTERS,
+            subjects=["deadletter.>"],
+            retention=RetentionPolicy.LIMITS,
+            max_age=30 * DAY_SECONDS,
+            **common,
+        ),
+        StreamConfig(
+            name=ADVISORIES,
+            subjects=[
+                f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{WORK}.>",
+                f"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{WORK}.>",
+            ],
+            retention=RetentionPolicy.WORK_QUEUE,
+            max_age=30 * DAY_SECONDS,
+            **common,
+        ),
+    ]
