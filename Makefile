@@ -1,0 +1,34 @@
+# Recipes of the workspace. Each sets up .venv first; that needs Python 3.11 or newer and takes no time once it is done.
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: setup demo up test check gen bench lock
+
+setup: ## Install everything into .venv
+	@scripts/setup.sh
+
+demo: setup ## Fine-tune a small model on real data, from nothing to an answer
+	$(BIN)/python -m tunesmith_local.demo $(ARGS)
+
+up: setup ## Start every service on this machine, for example: make up ARGS="--port 9000"
+	$(BIN)/tunesmith up $(ARGS)
+
+test: setup ## Run all tests, for example: make test ARGS="services/task_service -k retry"
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 $(ARGS)
+
+check: setup ## Formatting, lint, types, contracts, import directions, lock
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/python scripts/check_lock.py
+	$(BIN)/lint-imports
+	$(BIN)/python -m mypy
+
+gen: setup ## Generate protos/gen from the contracts
+	$(BIN)/python protos/generate.py
+
+bench: setup ## Measure; prints one table for each figure
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+lock: ## Resolve the members' dependencies into requirements.lock, for example: make lock ARGS=--upgrade
+	scripts/lock.sh $(ARGS)
