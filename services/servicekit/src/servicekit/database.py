@@ -1,0 +1,56 @@
+"""Async SQLAlchemy for SQLite and PostgreSQL, set up so that a commit is on disk when it returns."""
+
+import sqlite3
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+SQLITE_BUSY_SECONDS = 15
+
+
+def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
+    """An engine for "sqlite:///FILE" or "postgresql://...". The driver is chosen here.
+
+    SQLite runs in WAL mode with synchronous FULL; a transaction that may write begins IMMEDIATE, so that two writers
+    queue up instead of failing half way. Reads go through sessions with the execution option readonly.
+    """
+    parsed = make_url(url)
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), pool_size)
+    if backend == "postgresql":
+        return create_async_engine(
+            parsed.set(drivername="postgresql+asyncpg"), pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True
+        )
+    raise ValueError(f"database address {parsed!r}: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
+
+
+def _sqlite(url: Any, pool_size: int) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=pool_size, connect_args={"timeout": SQLITE_BUSY_SECONDS})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_pragmas(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        cursor: sqlite3.Cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        readonly = connection.get_execution_options().get("readonly", False)
+        connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Sessions for transactions that may write: `async with sessions.begin() as session`."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+def read_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Sessions for reading only; on SQLite they never wait for a writer."""
+    return async_sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)

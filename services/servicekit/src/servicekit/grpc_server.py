@@ -1,0 +1,216 @@
+"""The gRPC server of every service: health, reflection, identity, validation, errors, draining."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import protovalidate
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from servicekit.errors import (
+    STATUS_DETAILS_KEY,
+    Internal,
+    InvalidArgument,
+    Problem,
+    TunesmithError,
+    Unauthenticated,
+    status_details,
+)
+from servicekit.identity import Principal, Role, TokenVerifier, set_current_principal
+from servicekit.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+HEALTH_SERVICE = "grpc.health.v1.Health"
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+ANONYMOUS = Principal("local", Role.ADMIN)
+
+# A servicer with the function that adds it to a server and its full name, for health and reflection.
+Servicer = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
+
+
+def field_path(violation: protovalidate.Violation) -> str:
+    """The dotted path of the field that a violation is about, for example spec.finetune.training.seed."""
+    parts = []
+    for element in violation.proto.field.elements:
+        part = element.field_name
+        if element.subscript is not None:
+            part += f"[{element.subscript.value}]"
+        parts.append(part)
+    return ".".join(parts)
+
+
+def validate(request: Message) -> None:
+    """Checks a request against the rules of its proto. Raises InvalidArgument with every problem."""
+    violations = protovalidate.collect_violations(request)
+    if violations:
+        raise InvalidArgument(
+            problems=[Problem(field_path(violation), violation.proto.message) for violation in violations]
+        )
+
+
+class ServiceInterceptor(grpc.aio.ServerInterceptor):
+    """Identifies the caller, validates the request and turns errors into statuses, around every method."""
+
+    def __init__(self, verifier: TokenVerifier | None) -> None:
+        self._verifier = verifier
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(f"/{HEALTH_SERVICE}/"):
+            return handler
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return self._authenticated_only(handler)
+
+    def _authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if self._verifier is None:
+            set_current_principal(ANONYMOUS)
+            return
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization" and isinstance(value, str):
+                scheme, _, token = value.partition(" ")
+                if scheme.lower() == "bearer":
+                    set_current_principal(self._verifier.verify(token))
+                    return
+        raise Unauthenticated("the call carries no bearer token", reason="TOKEN_MISSING")
+
+    def _unary(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                self._authenticate(context)
+                validate(request)
+                return await behavior(request, context)
+            except TunesmithError as error:
+                await abort(context, error)
+            except Exception as error:
+                if isinstance(error, grpc.aio.AbortError):
+                    raise
+                await abort(context, unexpected(method))
+
+        return call
+
+    def _stream(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            try:
+                self._authenticate(context)
+                validate(request)
+                async for response in behavior(request, context):
+                    yield response
+            except TunesmithError as error:
+                await abort(context, error)
+            except Exception as error:
+                if isinstance(error, grpc.aio.AbortError):
+                    raise
+                await abort(context, unexpected(method))
+
+        return call
+
+    def _authenticated_only(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """For methods that stream requests; of ours none does, of the library's only reflection."""
+        behavior = handler.stream_stream
+        assert behavior is not None
+
+        async def call(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            try:
+                self._authenticate(context)
+            except TunesmithError as error:
+                await abort(context, error)
+            async for response in behavior(requests, context):
+                yield response
+
+        return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+def unexpected(method: str) -> Internal:
+    """The error that a caller sees for a defect; the log has its trace under the same id."""
+    error_id = secrets.token_hex(8)
+    logger.exception("%s failed (error id %s)", method, error_id)
+    return Internal(f"internal error; the log of the service has it under id {error_id}", metadata={"id": error_id})
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TunesmithError) -> NoReturn:
+    """Ends a call with the status of an error."""
+    await context.abort(error.code, error.message, ((STATUS_DETAILS_KEY, status_details(error)),))
+
+
+class Server:
+    """A running server. It reports NOT_SERVING until serving() is called and again while it drains."""
+
+    def __init__(self, server: grpc.aio.Server, health: HealthServicer, names: Sequence[str], port: int) -> None:
+        self._server = server
+        self._health = health
+        self._names = names
+        self.port = port
+
+    async def serving(self, ready: bool = True) -> None:
+        """Sets what health checks are told."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def drain(self, grace: float) -> None:
+        """Refuses new calls and waits up to grace seconds for those that run."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+
+def load_verifier(settings: ServiceSettings) -> TokenVerifier | None:
+    """The verifier of callers' tokens; None when the deployment has no authentication."""
+    return TokenVerifier(settings.public_key_file.read_bytes()) if settings.public_key_file else None
+
+
+@asynccontextmanager
+async def running_server(
+    settings: ServiceSettings,
+    servicers: Sequence[Servicer],
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ready: bool = True,
+) -> AsyncIterator[Server]:
+    """Serves until the block ends, then drains. Raises OSError when the address is taken."""
+    server = grpc.aio.server(
+        interceptors=[*interceptors, ServiceInterceptor(load_verifier(settings))],
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ],
+    )
+    for add, servicer, _ in servicers:
+        add(servicer, server)
+    names = [name for _, _, name in servicers]
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection([*names, HEALTH_SERVICE, reflection.SERVICE_NAME], server)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
+    await server.start()
+    running = Server(server, health, names, port)
+    await running.serving(ready)
+    logger.info("serving on %s:%s", settings.host, port)
+    try:
+        yield running
+    finally:
+        await running.drain(settings.drain_seconds)
