@@ -1,0 +1,253 @@
+"""The tables of the task service.
+
+Times are microseconds since 1970 on the database's clock, 0 while unset. Enumerations are the numbers of the protos.
+Rows that refer to a task do so by its number.
+"""
+
+from typing import Any
+
+from servicekit.outbox import outbox_table
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, LargeBinary, SmallInteger, String, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from task_service.database.types import Json, MetricValue, RowNumber
+
+ID_LENGTH = 26
+METRIC_NAME_LENGTH = 200
+_ALIVE = {"sqlite_where": text("delete_time = 0"), "postgresql_where": text("delete_time = 0")}
+
+
+class Base(DeclarativeBase):
+    """All tables of this service."""
+
+    type_annotation_map = {str: Text, int: BigInteger, float: Double, bytes: LargeBinary}
+
+
+def _task_key(**options: Any) -> Mapped[int]:
+    return mapped_column(RowNumber, ForeignKey("tasks.number", ondelete="CASCADE"), **options)
+
+
+class UserRow(Base):
+    """A small integer for each owner, for surfaces whose user ids are integers."""
+
+    __tablename__ = "users"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(256), unique=True)
+
+
+class TaskRow(Base):
+    """What changes in a task's life, and what lists filter by. A task with a delete_time is invisible."""
+
+    __tablename__ = "tasks"
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), unique=True)
+    owner: Mapped[str] = mapped_column(String(256))
+    name: Mapped[str] = mapped_column(String(200))
+    description: Mapped[str] = mapped_column(default="")
+    kind: Mapped[int] = mapped_column(SmallInteger)
+    base_model: Mapped[str] = mapped_column(default="")
+    pool: Mapped[str] = mapped_column(String(32))
+    labels: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    request_hash: Mapped[str] = mapped_column(String(64))
+
+    # The life cycle; the names are those of domain.Lifecycle.
+    state: Mapped[int] = mapped_column(SmallInteger)
+    run: Mapped[int] = mapped_column(Integer, default=1)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    dispatch_attempt: Mapped[int] = mapped_column(Integer, default=1)
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    blocked: Mapped[bool] = mapped_column(default=False)
+    stop_mode: Mapped[int] = mapped_column(SmallInteger, default=0)
+    resume_step: Mapped[int] = mapped_column(default=0)
+    checkpoint_high: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str] = mapped_column(default="")
+    pid: Mapped[int] = mapped_column(default=0)
+    heartbeat_time: Mapped[int] = mapped_column(default=0)
+    dispatch_time: Mapped[int] = mapped_column(default=0)
+    error_reason: Mapped[str] = mapped_column(default="")
+    error_message: Mapped[str] = mapped_column(default="")
+    error_problems: Mapped[list[str]] = mapped_column(Json, default=list)
+    start_time: Mapped[int] = mapped_column(default=0)
+    end_time: Mapped[int] = mapped_column(default=0)
+
+    # How far it is and what came out.
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int] = mapped_column(default=0)
+    epoch: Mapped[float] = mapped_column(default=0.0)
+    percent: Mapped[float] = mapped_column(default=0.0)
+    eta_seconds: Mapped[float] = mapped_column(default=0.0)
+    phase: Mapped[str] = mapped_column(default="")
+    metrics: Mapped[dict[str, float]] = mapped_column(Json, default=dict)
+    metric_steps: Mapped[dict[str, int]] = mapped_column(Json, default=dict)
+    output_dir: Mapped[str] = mapped_column(default="")
+    output_prefix: Mapped[str] = mapped_column(default="")
+    manifest_sha256: Mapped[str] = mapped_column(default="")
+    log_archived: Mapped[bool] = mapped_column(default=False)
+
+    create_time: Mapped[int] = mapped_column(default=0)
+    update_time: Mapped[int] = mapped_column(default=0)
+    delete_time: Mapped[int] = mapped_column(default=0)
+    reap_time: Mapped[int] = mapped_column(default=0)
+
+    __table_args__ = (
+        Index("uq_tasks_request", "owner", "request_id", unique=True),
+        # State and kind are part of the keys so that filters need not visit the rows.
+        Index("ix_tasks_owner", "owner", "number", "state", "kind", **_ALIVE),
+        Index("ix_tasks_owner_update", "owner", "update_time", "number", "state", "kind", **_ALIVE),
+        Index("ix_tasks_owner_name", "owner", "name", "number", "state", "kind", **_ALIVE),
+        Index("ix_tasks_owner_start", "owner", "start_time", "number", "state", "kind", **_ALIVE),
+        Index("ix_tasks_state", "state", "number", "kind", **_ALIVE),
+        Index("ix_tasks_update", "update_time", "number", "state", "kind", **_ALIVE),
+        Index("ix_tasks_name", "name", "number", "state", "kind", **_ALIVE),
+        Index("ix_tasks_start", "start_time", "number", "state", "kind", **_ALIVE),
+        # What the archiver of logs still has to look at; small, whatever the number of tasks.
+        Index(
+            "ix_tasks_log",
+            "state",
+            "number",
+            sqlite_where=text("log_archived = 0"),
+            postgresql_where=text("NOT log_archived"),
+        ),
+        Index(
+            "ix_tasks_deleted",
+            "delete_time",
+            sqlite_where=text("delete_time > 0"),
+            postgresql_where=text("delete_time > 0"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class TaskSpecRow(Base):
+    """What a task was asked to do; never changes, and kept apart so that rows of tasks stay short."""
+
+    __tablename__ = "task_specs"
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    spec: Mapped[bytes] = mapped_column(LargeBinary)
+    parameter_sources: Mapped[dict[str, int]] = mapped_column(Json, default=dict)
+
+
+class TaskLabelRow(Base):
+    """Labels once more, for filters."""
+
+    __tablename__ = "task_labels"
+    __table_args__ = (Index("ix_task_labels_value", "key", "value", "task_number"),)
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(String(256), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class TaskDependencyRow(Base):
+    """task_number starts only after the task with the id depends_on; that one may be gone since."""
+
+    __tablename__ = "task_dependencies"
+    __table_args__ = (Index("ix_task_dependencies_on", "depends_on", "task_number"),)
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    depends_on: Mapped[str] = mapped_column(String(ID_LENGTH))
+
+
+class AttemptRow(Base):
+    """One attempt at a task. facts_seen holds the sequence numbers received, as ranges [first, last]."""
+
+    __tablename__ = "task_attempts"
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    run: Mapped[int] = mapped_column(Integer)
+    worker: Mapped[str] = mapped_column(Text)
+    outcome: Mapped[str] = mapped_column(String(32), default="")
+    reason: Mapped[str] = mapped_column(Text, default="")
+    start_time: Mapped[int] = mapped_column(default=0)
+    end_time: Mapped[int] = mapped_column(default=0)
+    facts_seen: Mapped[list[list[int]]] = mapped_column(Json, default=list)
+
+
+class CheckpointRow(Base):
+    """A checkpoint whose objects are in the store. A rejected one is kept, but never offered for resuming."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        Index("uq_checkpoints", "task_number", "attempt", "step", unique=True),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    task_number: Mapped[int] = _task_key()
+    attempt: Mapped[int] = mapped_column(Integer)
+    run: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int]
+    loss: Mapped[float | None] = mapped_column(Double)
+    prefix: Mapped[str]
+    size: Mapped[int] = mapped_column(default=0)
+    manifest_sha256: Mapped[str] = mapped_column(default="")
+    rejected_reason: Mapped[str] = mapped_column(default="")
+    create_time: Mapped[int] = mapped_column(default=0)
+
+
+class MetricPointRow(Base):
+    """A point of a metric. A later attempt of the same run overwrites the points that it repeats.
+
+    No foreign key: it would cost a look-up for each point, and a deleted task's points go in small portions.
+    """
+
+    __tablename__ = "metric_points"
+    __table_args__ = {"sqlite_with_rowid": False}
+
+    task_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(METRIC_NAME_LENGTH), primary_key=True)
+    run: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float | None] = mapped_column(MetricValue)
+    time: Mapped[int] = mapped_column(default=0)
+
+
+class LogArchiveRow(Base):
+    """How much of a task's log its stored object holds; what follows in the stream is not stored yet.
+
+    Only the first size bytes of the object count: a longer one was written by an archiver that died before it said so.
+    """
+
+    __tablename__ = "log_archives"
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    lines: Mapped[int] = mapped_column(default=0)
+    size: Mapped[int] = mapped_column(default=0)
+    # The stream's last message in the object, and the attempt that wrote it.
+    sequence: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    # The attempt after whose end this was stored.
+    ended_attempt: Mapped[int] = mapped_column(Integer, default=0)
+    # Messages up to this one were removed from the stream.
+    purged_sequence: Mapped[int] = mapped_column(default=0)
+
+
+class GarbageRow(Base):
+    """Objects that nothing refers to any more and that are to be deleted from the store."""
+
+    __tablename__ = "object_garbage"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    prefix: Mapped[str]
+    due_time: Mapped[int] = mapped_column(default=0)
+
+
+class LeaseRow(Base):
+    """Who runs the background duties until when."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(Text)
+    expire_time: Mapped[int] = mapped_column(default=0)
+
+
+OUTBOX = outbox_table(Base.metadata)
