@@ -3,10 +3,9 @@
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
-
 from eval_service.scores import SCORES
 from servicekit.errors import Unimplemented
+from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
 
 if TYPE_CHECKING:
     import grpc

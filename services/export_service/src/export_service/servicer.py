@@ -3,10 +3,9 @@
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
-
 from export_service.formats import FORMATS
 from servicekit.errors import Unimplemented
+from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
 
 if TYPE_CHECKING:
     import grpc
