@@ -224,7 +224,7 @@ class EventBus:
                 user=user,
                 password=password,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds, passed to asyncio.sleep
                 connect_timeout=5,
                 ping_interval=10,
                 error_cb=bus._on_error,

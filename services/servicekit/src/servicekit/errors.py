@@ -152,7 +152,8 @@ def status_details(error: TunesmithError) -> bytes:
         bad_request.Pack(error_details_pb2.BadRequest(field_violations=violations))
         details.append(bad_request)
     code: int = error.code.value[0]
-    return status_pb2.Status(code=code, message=error.message, details=details).SerializeToString()
+    status = status_pb2.Status(code=code, message=error.message, details=details)
+    return bytes(status.SerializeToString())
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> TunesmithError:

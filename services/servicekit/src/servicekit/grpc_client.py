@@ -39,7 +39,7 @@ class _CallSettings:
 
     def apply(self, details: ClientCallDetails, deadline: float | None) -> ClientCallDetails:
         metadata = details.metadata if details.metadata is not None else Metadata()
-        if self._token and "authorization" not in metadata:
+        if self._token and metadata.get("authorization") is None:
             metadata.add("authorization", f"Bearer {self._token}")
         return ClientCallDetails(
             details.method,

@@ -4,7 +4,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import protovalidate
@@ -20,6 +20,7 @@ from servicekit.errors import (
     Problem,
     TunesmithError,
     Unauthenticated,
+    Unimplemented,
     status_details,
 )
 from servicekit.identity import Principal, Role, TokenVerifier, set_current_principal
@@ -31,6 +32,9 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 ANONYMOUS = Principal("local", Role.ADMIN)
 
+if TYPE_CHECKING:
+    Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]
+
 # A servicer with the function that adds it to a server and its full name, for health and reflection.
 Servicer = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
 
@@ -38,7 +42,8 @@ Servicer = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
 def field_path(violation: protovalidate.Violation) -> str:
     """The dotted path of the field that a violation is about, for example spec.finetune.training.seed."""
     parts = []
-    for element in violation.proto.field.elements:
+    path = violation.proto.field
+    for element in path.elements if path is not None else ():
         part = element.field_name
         if element.subscript is not None:
             part += f"[{element.subscript.value}]"
@@ -63,9 +68,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: "Continuation",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith(f"/{HEALTH_SERVICE}/"):
@@ -80,7 +85,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             )
         return self._authenticated_only(handler)
 
-    def _authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def _authenticate(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         if self._verifier is None:
             set_current_principal(ANONYMOUS)
             return
@@ -93,42 +98,37 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         raise Unauthenticated("the call carries no bearer token", reason="TOKEN_MISSING")
 
     def _unary(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             try:
                 self._authenticate(context)
                 validate(request)
                 return await behavior(request, context)
-            except TunesmithError as error:
-                await abort(context, error)
+            except grpc.aio.AbortError:
+                raise
             except Exception as error:
-                if isinstance(error, grpc.aio.AbortError):
-                    raise
-                await abort(context, unexpected(method))
+                await abort(context, as_status(method, error))
 
         return call
 
     def _stream(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
             try:
                 self._authenticate(context)
                 validate(request)
                 async for response in behavior(request, context):
                     yield response
-            except TunesmithError as error:
-                await abort(context, error)
+            except grpc.aio.AbortError:
+                raise
             except Exception as error:
-                if isinstance(error, grpc.aio.AbortError):
-                    raise
-                await abort(context, unexpected(method))
+                await abort(context, as_status(method, error))
 
         return call
 
-    def _authenticated_only(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _authenticated_only(self, handler: "grpc.RpcMethodHandler[Any, Any]") -> "grpc.RpcMethodHandler[Any, Any]":
         """For methods that stream requests; of ours none does, of the library's only reflection."""
-        behavior = handler.stream_stream
-        assert behavior is not None
+        behavior: Callable[[Any, Any], AsyncIterator[Any]] = handler.stream_stream  # type: ignore[assignment]
 
-        async def call(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def call(requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
             try:
                 self._authenticate(context)
             except TunesmithError as error:
@@ -139,14 +139,18 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
-def unexpected(method: str) -> Internal:
-    """The error that a caller sees for a defect; the log has its trace under the same id."""
+def as_status(method: str, error: Exception) -> TunesmithError:
+    """The error that a caller sees; that of a defect has an id under which the log has its trace."""
+    if isinstance(error, TunesmithError):
+        return error
+    if isinstance(error, NotImplementedError):
+        return Unimplemented(f"{method.rpartition('/')[2]} is not available in this version")
     error_id = secrets.token_hex(8)
     logger.exception("%s failed (error id %s)", method, error_id)
     return Internal(f"internal error; the log of the service has it under id {error_id}", metadata={"id": error_id})
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TunesmithError) -> NoReturn:
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TunesmithError) -> NoReturn:
     """Ends a call with the status of an error."""
     await context.abort(error.code, error.message, ((STATUS_DETAILS_KEY, status_details(error)),))
 

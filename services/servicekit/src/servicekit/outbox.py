@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     DateTime,
     Index,
     Integer,
@@ -25,7 +26,6 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy import Column
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from servicekit.bus import EventBus, Outgoing

@@ -1,6 +1,6 @@
 """Streams and subjects of the platform, in one place because task service and workers must agree on them."""
 
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 WORK = "WORK"
 FACTS = "FACTS"
@@ -55,34 +55,35 @@ def deadletter(original: str) -> str:
 
 def streams() -> list[StreamConfig]:
     """The streams that the platform needs."""
-    common = {"storage": StorageType.FILE, "duplicate_window": DUPLICATE_WINDOW_SECONDS}
     return [
-        StreamConfig(name=WORK, subjects=["work.>"], retention=RetentionPolicy.WORK_QUEUE, **common),
-        StreamConfig(name=FACTS, subjects=["fact.>"], retention=RetentionPolicy.WORK_QUEUE, **common),
-        StreamConfig(
-            name=EVENTS,
-            subjects=["tunesmith.v1.>"],
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
-            max_age=7 * DAY_SECONDS,
-            **common,
-        ),
-        StreamConfig(name=LOGS, subjects=["log.>"], retention=RetentionPolicy.LIMITS, **common),
-        StreamConfig(
-            name=DEADLETTERS,
-            subjects=["deadletter.>"],
-            retention=RetentionPolicy.LIMITS,
-            max_age=30 * DAY_SECONDS,
-            **common,
-        ),
-        StreamConfig(
-            name=ADVISORIES,
-            subjects=[
+        _stream(WORK, ["work.>"], RetentionPolicy.WORK_QUEUE),
+        _stream(FACTS, ["fact.>"], RetentionPolicy.WORK_QUEUE),
+        _stream(EVENTS, ["tunesmith.v1.>"], max_age=7 * DAY_SECONDS),
+        _stream(LOGS, ["log.>"]),
+        _stream(DEADLETTERS, ["deadletter.>"], max_age=30 * DAY_SECONDS),
+        _stream(
+            ADVISORIES,
+            [
                 f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{WORK}.>",
                 f"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{WORK}.>",
             ],
-            retention=RetentionPolicy.WORK_QUEUE,
+            RetentionPolicy.WORK_QUEUE,
             max_age=30 * DAY_SECONDS,
-            **common,
         ),
     ]
+
+
+def _stream(
+    name: str,
+    subjects: list[str],
+    retention: RetentionPolicy = RetentionPolicy.LIMITS,
+    max_age: float | None = None,
+) -> StreamConfig:
+    return StreamConfig(
+        name=name,
+        subjects=subjects,
+        retention=retention,
+        storage=StorageType.FILE,
+        max_age=max_age,
+        duplicate_window=DUPLICATE_WINDOW_SECONDS,
+    )
