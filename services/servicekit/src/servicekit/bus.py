@@ -412,10 +412,10 @@ class EventBus:
         except TRANSPORT_ERRORS as error:
             raise _no_answer(error) from error
 
-    async def purge(self, stream: str, subject: str) -> None:
-        """Removes every message on subject."""
+    async def purge(self, stream: str, subject: str, *, up_to: int | None = None) -> None:
+        """Removes every message on subject, or only those whose sequence is at most up_to."""
         try:
-            await self._js.purge_stream(stream, subject=subject)
+            await self._js.purge_stream(stream, subject=subject, seq=None if up_to is None else up_to + 1)
         except NotFoundError:
             return
         except TRANSPORT_ERRORS as error:
