@@ -1,0 +1,241 @@
+"""The worker's side of the fork server: keeps one alive and starts children through it."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer_service.fork_server import MESSAGE_BYTES
+from trainer_service.launcher import ChildExit, LaunchError
+from trainer_service.pipes import LineReader
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 10.0
+RESTART_SECONDS = 0.2
+RESTART_CEILING_SECONDS = 10.0
+
+
+class ForkedChild:
+    """A child of the fork server."""
+
+    def __init__(self, server: "_Server", job: int, pid: int, events: LineReader, log: LineReader) -> None:
+        self._server = server
+        self._job = job
+        self._pid = pid
+        self._streams = (events, log)
+        self.exited: asyncio.Future[ChildExit] = asyncio.get_running_loop().create_future()
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def events(self) -> AsyncIterator[list[bytes]]:
+        return aiter(self._streams[0])
+
+    @property
+    def log(self) -> AsyncIterator[list[bytes]]:
+        return aiter(self._streams[1])
+
+    def terminate(self) -> None:
+        self._server.request({"op": "signal", "id": self._job, "signal": int(signal.SIGTERM)})
+
+    def kill(self) -> None:
+        self._server.request({"op": "kill", "id": self._job})
+
+    async def wait(self) -> ChildExit:
+        return await asyncio.shield(self.exited)
+
+
+class _Server:
+    """One fork server process and the socket to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, warm: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        self.process = process
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self._warm = warm
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self._control = control
+        self._starting: dict[int, asyncio.Future[ForkedChild]] = {}
+        self._streams: dict[int, tuple[LineReader, LineReader]] = {}
+        self._children: dict[int, ForkedChild] = {}
+        self._next_job = 1
+        loop.add_reader(control.fileno(), self._read)
+
+    @classmethod
+    def spawn(cls, preload: str, entry: str, warm: asyncio.Event) -> "_Server":
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        command = [sys.executable, "-m", "trainer_service.fork_server", str(theirs.fileno()), preload, entry]
+        with theirs:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+            )
+        return cls(process, ours, warm)
+
+    def request(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        """Sends a request; one that cannot be sent means that the fork server is gone or hangs, and ends it."""
+        try:
+            socket.send_fds(self._control, [json.dumps(message).encode()], list(descriptors))
+        except OSError as error:
+            logger.warning("the fork server takes no requests: %s", error)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._warm.clear()
+        self.process.kill()
+
+    async def start(self, job_dir: Path, env: Mapping[str, str], entry: str | None) -> ForkedChild:
+        job, self._next_job = self._next_job, self._next_job + 1
+        events_read, events_write = os.pipe()
+        log_read, log_write = os.pipe()
+        started: asyncio.Future[ForkedChild] = asyncio.get_running_loop().create_future()
+        self._starting[job] = started
+        self._streams[job] = (await LineReader.open(events_read), await LineReader.open(log_read))
+        message = {"op": "start", "id": job, "job_dir": str(job_dir), "env": dict(env), "entry": entry}
+        self.request(message, (events_write, log_write))
+        os.close(events_write)
+        os.close(log_write)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                return await started
+        except BaseException as error:
+            for stream in self._streams[job]:
+                stream.close()
+            if isinstance(error, TimeoutError):
+                self._give_up()
+                raise LaunchError(f"the fork server did not answer within {START_SECONDS:.0f} s") from None
+            if isinstance(error, asyncio.CancelledError):
+                self.request({"op": "kill", "id": job})
+            raise
+        finally:
+            self._starting.pop(job, None)
+            self._streams.pop(job, None)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self._control.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost()
+                return
+            self._handle(json.loads(data))
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        job = message.get("id", 0)
+        match message["op"]:
+            case "ready":
+                self.ready.set_result(None)
+                self._warm.set()
+            case "started" if job in self._streams:
+                child = ForkedChild(self, job, message["pid"], *self._streams[job])
+                self._children[job] = child
+                if (started := self._starting.get(job)) is not None and not started.done():
+                    started.set_result(child)
+            case "failed":
+                if (started := self._starting.get(job)) is not None and not started.done():
+                    started.set_exception(LaunchError(f"no child could be forked: {message['error']}"))
+            case "exited":
+                if (gone := self._children.pop(job, None)) is not None:
+                    gone.exited.set_result(ChildExit(message["status"], message["peak_memory"]))
+
+    def _lost(self) -> None:
+        self._warm.clear()
+        asyncio.get_running_loop().remove_reader(self._control.fileno())
+        self._control.close()
+        for child in self._children.values():
+            child.exited.set_result(ChildExit(-int(signal.SIGKILL), launcher_lost=True))
+        for started in self._starting.values():
+            if not started.done():
+                started.set_exception(LaunchError("the fork server died"))
+        self._children.clear()
+        self.gone.set_result(None)
+        if not self.ready.done():
+            self.ready.set_exception(LaunchError("the fork server died before it was ready"))
+            self.ready.exception()  # nobody needs to have waited for it
+
+    async def stop(self) -> None:
+        """Closes the socket, on which the fork server ends its children and itself."""
+        if not self.gone.done():
+            self._lost()
+        try:
+            await asyncio.to_thread(self.process.wait, 2 * START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            await asyncio.to_thread(self.process.wait)
+
+
+class ForkLauncher:
+    """Starts children through a fork server, which it restarts when it dies."""
+
+    def __init__(self, *, preload: str, entry: str) -> None:
+        self._preload = preload
+        self._entry = entry
+        self._server: _Server | None = None
+        self._warm = asyncio.Event()
+
+    @property
+    def warm(self) -> bool:
+        """Whether a child can be started right now."""
+        return self._warm.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the fork server, None while there is none."""
+        return self._server.process.pid if self._server else None
+
+    async def wait_warm(self) -> None:
+        """Waits until a child can be started."""
+        await self._warm.wait()
+
+    async def run(self) -> None:
+        """Keeps a fork server alive until cancelled, then ends it with its children."""
+        delay = RESTART_SECONDS
+        while True:
+            self._server = server = _Server.spawn(self._preload, self._entry, self._warm)
+            try:
+                await asyncio.shield(server.ready)
+                logger.info("fork server %d is warm", server.process.pid)
+                delay = RESTART_SECONDS
+                await asyncio.shield(server.gone)
+            except LaunchError as error:
+                logger.error("%s", error)
+            finally:
+                await server.stop()
+            logger.warning("the fork server ended with status %s; starting another", server.process.returncode)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, RESTART_CEILING_SECONDS)
+
+    async def start(self, job_dir: Path, env: Mapping[str, str], *, entry: str | None = None) -> ForkedChild:
+        """Starts a child once the fork server is warm; entry (`module:function`) replaces the usual one."""
+        await self.wait_warm()
+        if self._server is None:
+            raise LaunchError("there is no fork server")
+        return await self._server.start(job_dir, env, entry)
+
+
+@contextlib.asynccontextmanager
+async def running_launcher(*, preload: str, entry: str) -> AsyncIterator[ForkLauncher]:
+    """A launcher whose fork server lives as long as the context."""
+    launcher = ForkLauncher(preload=preload, entry=entry)
+    keeper = asyncio.create_task(launcher.run())
+    try:
+        yield launcher
+    finally:
+        keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeper
