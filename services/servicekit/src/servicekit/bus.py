@@ -7,7 +7,7 @@ and are renewed after a reconnect or a lost heartbeat; nothing is buffered beyon
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -328,7 +328,7 @@ class EventBus:
         self._consumers.discard(consumer)
         await consumer.close()
 
-    async def replay(self, stream: str, subject: str, after_sequence: int = 0) -> AsyncIterator[Message]:
+    async def replay(self, stream: str, subject: str, after_sequence: int = 0) -> AsyncGenerator[Message, None]:
         """Every message on subject after a sequence, in order, then new ones as they come; never ends by itself.
 
         Goes on without loss or repetition over reconnects and restarts of the server.
