@@ -1,0 +1,57 @@
+"""The Python SDK: one URL and one token.
+
+    with Client() as client:
+        task = client.tasks.create(finetune_request("m", "models/small", "data/train.jsonl", {"learning_rate": 2e-4}))
+        for happening in client.tasks.watch(task.id): ...
+
+Requests and answers are the messages of tunesmith.task.v1 and tunesmith.trainer.v1.
+"""
+
+from tunesmith.client.aio import AsyncClient, AsyncTasks
+from tunesmith.client.config import Config, discover
+from tunesmith.client.errors import (
+    Aborted,
+    AlreadyExists,
+    ApiError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Problem,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from tunesmith.client.finetune import finetune_request, parameter_names
+from tunesmith.client.operations import FINAL_STATES, ended
+from tunesmith.client.sync import Client, Tasks
+
+__all__ = [
+    "FINAL_STATES",
+    "Aborted",
+    "AlreadyExists",
+    "ApiError",
+    "AsyncClient",
+    "AsyncTasks",
+    "Client",
+    "Config",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "PermissionDenied",
+    "Problem",
+    "ResourceExhausted",
+    "Tasks",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "discover",
+    "ended",
+    "finetune_request",
+    "parameter_names",
+]

@@ -1,0 +1,142 @@
+"""The asynchronous client."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from google.protobuf.message import Message
+
+from tunesmith.client import operations
+from tunesmith.client.config import Config, discover
+from tunesmith.client.errors import ApiError
+from tunesmith.client.exchange import Exchange, Operation, Subscription
+from tunesmith.task.v1.task_pb2 import Task
+from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+
+
+class _Caller:
+    def __init__(self, http: httpx.AsyncClient, config: Config) -> None:
+        self._http = http
+        self._config = config
+
+    async def _call(self, operation: Operation[R, T]) -> T:
+        exchange = Exchange(operation, self._config)
+        while True:
+            try:
+                return exchange.result(await self._http.send(exchange.build(self._http)))
+            except (httpx.TransportError, ApiError) as failure:
+                await asyncio.sleep(exchange.pause(failure))
+
+    async def _stream(self, operation: Operation[R, T]) -> AsyncGenerator[T]:
+        subscription = Subscription(operation, self._config)
+        while not subscription.finished:
+            failure: httpx.TransportError | ApiError | None = None
+            try:
+                async with aclosing(self._connection(subscription)) as messages:
+                    async for message in messages:
+                        yield message
+            except (httpx.TransportError, ApiError) as error:
+                failure = error
+            if not subscription.finished:
+                await asyncio.sleep(subscription.pause(failure))
+
+    async def _connection(self, subscription: Subscription[R, T]) -> AsyncGenerator[T]:
+        response = await self._http.send(subscription.build(self._http), stream=True)
+        try:
+            subscription.check(response, b"" if response.is_success else await response.aread())
+            async for chunk in response.aiter_bytes():
+                for message in subscription.feed(chunk):
+                    yield message
+        finally:
+            await response.aclose()
+
+
+def _call(build: Callable[P, Operation[R, T]]) -> Callable[Concatenate[_Caller, P], Awaitable[T]]:
+    @wraps(build)
+    def method(self: _Caller, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        return self._call(build(*args, **kwargs))
+
+    return method
+
+
+def _stream(build: Callable[P, Operation[R, T]]) -> Callable[Concatenate[_Caller, P], AsyncGenerator[T]]:
+    @wraps(build)
+    def method(self: _Caller, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T]:
+        return self._stream(build(*args, **kwargs))
+
+    return method
+
+
+class AsyncTasks(_Caller):
+    """Calls about tasks; what each does and returns is said in tunesmith.client.operations."""
+
+    create = _call(operations.create)
+    get = _call(operations.get)
+    list_page = _call(operations.list_page)
+    stop = _call(operations.stop)
+    resume = _call(operations.resume)
+    delete = _call(operations.delete)
+    logs = _call(operations.log)
+    metrics = _call(operations.metrics)
+    checkpoints = _call(operations.checkpoints)
+    watch = _stream(operations.watch)
+    follow_logs = _stream(operations.follow_log)
+
+    async def list(self, request: ListTasksRequest | None = None) -> AsyncIterator[Task]:
+        """Yields all tasks that match, page after page."""
+        pages = operations.Pages(request)
+        while (page := pages.next_request()) is not None:
+            for task in pages.taken(await self.list_page(page)):
+                yield task
+
+    async def wait(self, task_id: str) -> Task:
+        """Returns the task when it has ended."""
+        async with aclosing(self.watch(task_id)) as responses:
+            async for response in responses:
+                if operations.ended(response.event):
+                    break
+        return await self.get(task_id)
+
+
+class AsyncClient(_Caller):
+    """The platform, for asyncio programs; close it or use it as a context manager.
+
+    What is not given comes from TUNESMITH_URL and TUNESMITH_TOKEN, else from the data directory of `tunesmith up`.
+    """
+
+    devices = _call(operations.devices)
+    base_models = _call(operations.base_models)
+    environment = _call(operations.environment)
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        data_dir: Path | str | None = None,
+        config: Config | None = None,
+    ) -> None:
+        self.config = config or discover(url, token, data_dir)
+        super().__init__(httpx.AsyncClient(trust_env=self.config.trust_env), self.config)
+        self.tasks = AsyncTasks(self._http, self._config)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

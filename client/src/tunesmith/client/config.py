@@ -1,0 +1,60 @@
+"""Where the platform is and what proves who calls: one URL and one token."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def default_data_dir() -> Path:
+    """TUNESMITH_DATA_DIR, or ~/.tunesmith."""
+    return Path(os.environ.get("TUNESMITH_DATA_DIR") or "~/.tunesmith").expanduser()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """URL of the gateway, bearer token, and how patient the client is.
+
+    timeout and stream_timeout are seconds without any byte from the platform; retries is the number of further tries
+    after one that failed for a passing reason.
+    """
+
+    url: str
+    token: str = ""
+    timeout: float = 30.0
+    stream_timeout: float = 60.0
+    retries: int = 6
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of every request."""
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
+
+    @property
+    def trust_env(self) -> bool:
+        """Whether proxies named in the environment apply; never on the way to this machine itself."""
+        return urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1")
+
+
+def discover(url: str | None = None, token: str | None = None, data_dir: Path | str | None = None) -> Config:
+    """Fills in what is not given, from TUNESMITH_URL and TUNESMITH_TOKEN or what `tunesmith up` left in its directory.
+
+    A local token is never sent to a URL that came from elsewhere than the same data directory, unless that URL is given
+    together with the directory.
+    """
+    folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    named_url = url or os.environ.get("TUNESMITH_URL")
+    local_url = _read(folder / "run" / "url")
+    token = token or os.environ.get("TUNESMITH_TOKEN")
+    if not token and (data_dir is not None or not named_url or named_url.rstrip("/") == (local_url or DEFAULT_URL)):
+        token = _read(folder / "admin.token")
+    return Config((named_url or local_url or DEFAULT_URL).rstrip("/"), token or "")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

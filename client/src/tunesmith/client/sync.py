@@ -1,0 +1,136 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from google.protobuf.message import Message
+
+from tunesmith.client import operations
+from tunesmith.client.config import Config, discover
+from tunesmith.client.errors import ApiError
+from tunesmith.client.exchange import Exchange, Operation, Subscription
+from tunesmith.task.v1.task_pb2 import Task
+from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+
+
+class _Caller:
+    def __init__(self, http: httpx.Client, config: Config) -> None:
+        self._http = http
+        self._config = config
+
+    def _call(self, operation: Operation[R, T]) -> T:
+        exchange = Exchange(operation, self._config)
+        while True:
+            try:
+                return exchange.result(self._http.send(exchange.build(self._http)))
+            except (httpx.TransportError, ApiError) as failure:
+                time.sleep(exchange.pause(failure))
+
+    def _stream(self, operation: Operation[R, T]) -> Generator[T]:
+        subscription = Subscription(operation, self._config)
+        while not subscription.finished:
+            failure: httpx.TransportError | ApiError | None = None
+            try:
+                yield from self._connection(subscription)
+            except (httpx.TransportError, ApiError) as error:
+                failure = error
+            if not subscription.finished:
+                time.sleep(subscription.pause(failure))
+
+    def _connection(self, subscription: Subscription[R, T]) -> Iterator[T]:
+        response = self._http.send(subscription.build(self._http), stream=True)
+        try:
+            subscription.check(response, b"" if response.is_success else response.read())
+            for chunk in response.iter_bytes():
+                yield from subscription.feed(chunk)
+        finally:
+            response.close()
+
+
+def _call(build: Callable[P, Operation[R, T]]) -> Callable[Concatenate[_Caller, P], T]:
+    @wraps(build)
+    def method(self: _Caller, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._call(build(*args, **kwargs))
+
+    return method
+
+
+def _stream(build: Callable[P, Operation[R, T]]) -> Callable[Concatenate[_Caller, P], Generator[T]]:
+    @wraps(build)
+    def method(self: _Caller, /, *args: P.args, **kwargs: P.kwargs) -> Generator[T]:
+        return self._stream(build(*args, **kwargs))
+
+    return method
+
+
+class Tasks(_Caller):
+    """Calls about tasks; what each does and returns is said in tunesmith.client.operations."""
+
+    create = _call(operations.create)
+    get = _call(operations.get)
+    list_page = _call(operations.list_page)
+    stop = _call(operations.stop)
+    resume = _call(operations.resume)
+    delete = _call(operations.delete)
+    logs = _call(operations.log)
+    metrics = _call(operations.metrics)
+    checkpoints = _call(operations.checkpoints)
+    watch = _stream(operations.watch)
+    follow_logs = _stream(operations.follow_log)
+
+    def list(self, request: ListTasksRequest | None = None) -> Iterator[Task]:
+        """Yields all tasks that match, page after page."""
+        pages = operations.Pages(request)
+        while (page := pages.next_request()) is not None:
+            yield from pages.taken(self.list_page(page))
+
+    def wait(self, task_id: str) -> Task:
+        """Returns the task when it has ended."""
+        for response in self.watch(task_id):
+            if operations.ended(response.event):
+                break
+        return self.get(task_id)
+
+
+class Client(_Caller):
+    """The platform, for programs that block; close it or use it as a context manager.
+
+    What is not given comes from TUNESMITH_URL and TUNESMITH_TOKEN, else from the data directory of `tunesmith up`.
+    """
+
+    devices = _call(operations.devices)
+    base_models = _call(operations.base_models)
+    environment = _call(operations.environment)
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        data_dir: Path | str | None = None,
+        config: Config | None = None,
+    ) -> None:
+        self.config = config or discover(url, token, data_dir)
+        super().__init__(httpx.Client(trust_env=self.config.trust_env), self.config)
+        self.tasks = Tasks(self._http, self._config)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
