@@ -21,7 +21,7 @@ check: setup ## Formatting, lint, types, contracts, import directions, lock
 	$(BIN)/ruff check .
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python scripts/check_lock.py
-	$(BIN)/lint-imports
+	PYTHONPATH=scripts $(BIN)/lint-imports
 	$(BIN)/python -m mypy
 
 gen: setup ## Generate protos/gen from the contracts
