@@ -28,6 +28,7 @@ wanted=$(cat $(fingerprint) | cksum)
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$wanted" ]; then
     exit 0
 fi
+rm -f "$STAMP"
 
 # The lock's own lines pin uv too, hashes included.
 if ! .venv/bin/python -m uv --version >/dev/null 2>&1; then
