@@ -3,17 +3,20 @@
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from tunesmith.task.v1 import spec_pb2, task_pb2
 
 from task_service.database.models import CheckpointRow, TaskRow
 from task_service.database.tasks import TaskDetails
 from task_service.database.types import MICROSECONDS
+from tunesmith.task.v1 import spec_pb2, task_pb2
 
 
 def timestamp(microseconds: int) -> Timestamp | None:
     """A time of the database as a message, None while unset."""
-    if not microseconds:
-        return None
+    return required_timestamp(microseconds) if microseconds else None
+
+
+def required_timestamp(microseconds: int) -> Timestamp:
+    """A time of the database that is set."""
     return Timestamp(seconds=microseconds // MICROSECONDS, nanos=microseconds % MICROSECONDS * 1000)
 
 

@@ -4,23 +4,27 @@ Times are microseconds since 1970 on the database's clock, 0 while unset. Enumer
 Rows that refer to a task do so by its number.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from servicekit.outbox import outbox_table
 from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, LargeBinary, SmallInteger, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from servicekit.outbox import outbox_table
 from task_service.database.types import Json, MetricValue, RowNumber
 
 ID_LENGTH = 26
 METRIC_NAME_LENGTH = 200
-_ALIVE = {"sqlite_where": text("delete_time = 0"), "postgresql_where": text("delete_time = 0")}
+
+
+def _index(name: str, *columns: str, where: str = "delete_time = 0") -> Index:
+    """An index of the tasks for which a condition holds."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Base(DeclarativeBase):
     """All tables of this service."""
 
-    type_annotation_map = {str: Text, int: BigInteger, float: Double, bytes: LargeBinary}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text, int: BigInteger, float: Double, bytes: LargeBinary}
 
 
 def _task_key(**options: Any) -> Mapped[int]:
@@ -31,7 +35,7 @@ class UserRow(Base):
     """A small integer for each owner, for surfaces whose user ids are integers."""
 
     __tablename__ = "users"
-    __table_args__ = {"sqlite_autoincrement": True}
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
     number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
     name: Mapped[str] = mapped_column(String(256), unique=True)
@@ -96,14 +100,14 @@ class TaskRow(Base):
     __table_args__ = (
         Index("uq_tasks_request", "owner", "request_id", unique=True),
         # State and kind are part of the keys so that filters need not visit the rows.
-        Index("ix_tasks_owner", "owner", "number", "state", "kind", **_ALIVE),
-        Index("ix_tasks_owner_update", "owner", "update_time", "number", "state", "kind", **_ALIVE),
-        Index("ix_tasks_owner_name", "owner", "name", "number", "state", "kind", **_ALIVE),
-        Index("ix_tasks_owner_start", "owner", "start_time", "number", "state", "kind", **_ALIVE),
-        Index("ix_tasks_state", "state", "number", "kind", **_ALIVE),
-        Index("ix_tasks_update", "update_time", "number", "state", "kind", **_ALIVE),
-        Index("ix_tasks_name", "name", "number", "state", "kind", **_ALIVE),
-        Index("ix_tasks_start", "start_time", "number", "state", "kind", **_ALIVE),
+        _index("ix_tasks_owner", "owner", "number", "state", "kind"),
+        _index("ix_tasks_owner_update", "owner", "update_time", "number", "state", "kind"),
+        _index("ix_tasks_owner_name", "owner", "name", "number", "state", "kind"),
+        _index("ix_tasks_owner_start", "owner", "start_time", "number", "state", "kind"),
+        _index("ix_tasks_state", "state", "number", "kind"),
+        _index("ix_tasks_update", "update_time", "number", "state", "kind"),
+        _index("ix_tasks_name", "name", "number", "state", "kind"),
+        _index("ix_tasks_start", "start_time", "number", "state", "kind"),
         # What the archiver of logs still has to look at; small, whatever the number of tasks.
         Index(
             "ix_tasks_log",
@@ -112,12 +116,7 @@ class TaskRow(Base):
             sqlite_where=text("log_archived = 0"),
             postgresql_where=text("NOT log_archived"),
         ),
-        Index(
-            "ix_tasks_deleted",
-            "delete_time",
-            sqlite_where=text("delete_time > 0"),
-            postgresql_where=text("delete_time > 0"),
-        ),
+        _index("ix_tasks_deleted", "delete_time", where="delete_time > 0"),
         {"sqlite_autoincrement": True},
     )
 
@@ -199,7 +198,7 @@ class MetricPointRow(Base):
     """
 
     __tablename__ = "metric_points"
-    __table_args__ = {"sqlite_with_rowid": False}
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
     task_number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str] = mapped_column(String(METRIC_NAME_LENGTH), primary_key=True)
@@ -233,7 +232,7 @@ class GarbageRow(Base):
     """Objects that nothing refers to any more and that are to be deleted from the store."""
 
     __tablename__ = "object_garbage"
-    __table_args__ = {"sqlite_autoincrement": True}
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
     number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
     prefix: Mapped[str]

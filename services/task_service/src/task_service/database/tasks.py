@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from servicekit.errors import NotFound
-from servicekit.identity import Principal
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from servicekit.errors import NotFound
+from servicekit.identity import Principal
 from task_service.database.models import CheckpointRow, TaskDependencyRow, TaskRow, TaskSpecRow, UserRow
 
 
@@ -59,7 +59,7 @@ class TaskRepository:
         specs = await self._session.scalars(select(TaskSpecRow).where(TaskSpecRow.task_number.in_(numbers)))
         spec_of = {spec.task_number: spec for spec in specs}
         users = await self._session.execute(select(UserRow.name, UserRow.number).where(UserRow.name.in_(owners)))
-        user_of = {name: number for name, number in users}
+        user_of = dict(users.tuples().all())
         dependencies = await self._session.execute(
             select(TaskDependencyRow.task_number, TaskDependencyRow.depends_on)
             .where(TaskDependencyRow.task_number.in_(numbers))

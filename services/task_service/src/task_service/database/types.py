@@ -1,5 +1,6 @@
 """Column types that mean the same on SQLite and PostgreSQL, and the database's own clock."""
 
+# ruff: noqa: ARG001 - SQLAlchemy calls these with arguments that they do not need
 import json
 import math
 from typing import Any

@@ -1,0 +1,34 @@
+"""What this version can do, told apart from what the contract has room for."""
+
+from servicekit.errors import Unimplemented
+from tunesmith.task.v1 import spec_pb2
+
+KINDS = {"evaluate": "evaluations", "export": "exports", "prepare": "dataset preparation"}
+METHODS = frozenset({spec_pb2.METHOD_UNSPECIFIED, spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA})
+OBJECTIVES = frozenset({spec_pb2.OBJECTIVE_UNSPECIFIED, spec_pb2.OBJECTIVE_SUPERVISED})
+
+
+def require_available(spec: spec_pb2.TaskSpec) -> None:
+    """Raises Unimplemented, with a reason for programs, for work that this version cannot do."""
+    kind = spec.WhichOneof("work") or ""
+    if kind in KINDS:
+        raise _not_available(f"tasks for {KINDS[kind]} are not available yet", "KIND_NOT_AVAILABLE", kind)
+    finetune = spec.finetune
+    modality = finetune.WhichOneof("modality") or ""
+    if modality != "language_model":
+        words = modality.replace("_", "-")
+        raise _not_available(f"training of {words} models is not available yet", "MODALITY_NOT_AVAILABLE", modality)
+    if finetune.language_model.method not in METHODS:
+        word = spec_pb2.Method.Name(finetune.language_model.method)
+        raise _not_available(f"{word} is not available yet; use METHOD_LORA", "METHOD_NOT_AVAILABLE", word)
+    if finetune.language_model.objective not in OBJECTIVES:
+        word = spec_pb2.Objective.Name(finetune.language_model.objective)
+        raise _not_available(f"{word} is not available yet", "OBJECTIVE_NOT_AVAILABLE", word)
+    if finetune.dataset.HasField("dataset_id"):
+        raise _not_available(
+            "uploaded datasets are not available yet; give a path", "DATASET_UPLOADS_NOT_AVAILABLE", "dataset_id"
+        )
+
+
+def _not_available(message: str, reason: str, what: str) -> Unimplemented:
+    return Unimplemented(message, reason=reason, metadata={"what": what})

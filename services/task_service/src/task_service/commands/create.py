@@ -1,0 +1,250 @@
+"""Use case: create a task, exactly once for each request id."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from servicekit.errors import AlreadyExists, InvalidArgument, Problem
+from servicekit.identity import Principal
+from task_service.availability import require_available
+from task_service.commands.core import Core
+from task_service.commands.recorder import Recorder
+from task_service.convert import task_message
+from task_service.database import lifecycles
+from task_service.database.access import current_time
+from task_service.database.models import TaskDependencyRow, TaskLabelRow, TaskRow, TaskSpecRow, UserRow
+from task_service.database.tasks import TaskRepository, visible_to
+from task_service.defaults import Sources, fill
+from task_service.domain.lifecycle import Lifecycle, State
+from task_service.events import KIND_WORDS
+from task_service.ids import new_task_id
+from task_service.spec_check import SpecChecker
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
+
+DEFAULT_POOL = "default"
+LABEL_KEY_LENGTH = 256
+LABEL_VALUE_LENGTH = 4096
+OUTPUT_OF = "task:"
+
+_KIND_OF_WORD = {word: kind for kind, word in KIND_WORDS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTask:
+    """Accepts tasks."""
+
+    core: Core
+    checker: SpecChecker | None = field(default=None)
+
+    async def __call__(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> task_pb2.Task:
+        """The new task, or the one that the same request made before.
+
+        Raises Unimplemented, InvalidArgument with every problem, or AlreadyExists for a used request id.
+        """
+        require_available(request.spec)
+        fingerprint = request_fingerprint(request)
+        async with self.core.database.reading() as session:
+            existing = await _made_before(session, principal, request, fingerprint)
+        if existing is not None:
+            return existing
+        await self._require_sound(principal, request)
+        spec = spec_pb2.TaskSpec()
+        spec.CopyFrom(request.spec)
+        sources = fill(spec, request.default_fields)
+        if request.validate_only:
+            return _preview(principal, request, spec, sources)
+        return await self._create(principal, request, spec, sources, fingerprint)
+
+    async def _require_sound(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> None:
+        problems = text_problems(request)
+        async with self.core.database.reading() as session:
+            problems += await _dependency_problems(session, principal, request)
+        if self.checker is not None:
+            problems += await self.checker.problems(request.spec)
+        if problems:
+            raise InvalidArgument(problems=problems)
+
+    async def _create(
+        self,
+        principal: Principal,
+        request: task_service_pb2.CreateTaskRequest,
+        spec: spec_pb2.TaskSpec,
+        sources: Sources,
+        fingerprint: str,
+    ) -> task_pb2.Task:
+        async def transaction(session: AsyncSession) -> task_pb2.Task:
+            existing = await _made_before(session, principal, request, fingerprint)
+            if existing is not None:
+                return existing
+            waits = await _waits(session, principal, request.depends_on)
+            row = await _insert(session, principal, request, spec, sources, fingerprint)
+            recorder = Recorder(session, self.core.outbox, row.create_time)
+            lifecycle = Lifecycle(blocked=waits)
+            await recorder.apply(row, lifecycle, lifecycle.created())
+            return await recorder.message(row)
+
+        try:
+            task = await self.core.database.transaction(transaction)
+        except IntegrityError:
+            # Another call with the same request id committed first.
+            async with self.core.database.reading() as session:
+                existing = await _made_before(session, principal, request, fingerprint)
+            if existing is None:
+                raise
+            return existing
+        self.core.outbox.wake()
+        return task
+
+
+def request_fingerprint(request: task_service_pb2.CreateTaskRequest) -> str:
+    """SHA-256 of what was asked for, whatever the request id."""
+    body = task_service_pb2.CreateTaskRequest()
+    body.CopyFrom(request)
+    body.ClearField("request_id")
+    body.ClearField("validate_only")
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+
+
+async def _made_before(
+    session: AsyncSession, principal: Principal, request: task_service_pb2.CreateTaskRequest, fingerprint: str
+) -> task_pb2.Task | None:
+    if not request.request_id or request.validate_only:
+        return None
+    row = await session.scalar(
+        select(TaskRow).where(TaskRow.owner == principal.user, TaskRow.request_id == request.request_id)
+    )
+    if row is None:
+        return None
+    if row.delete_time or row.request_hash != fingerprint:
+        what = "for a task that was deleted since" if row.delete_time else "with another body"
+        raise AlreadyExists(
+            f"request id {request.request_id!r} was used before, {what}",
+            reason="REQUEST_ID_USED",
+            metadata={} if row.delete_time else {"task_id": row.id},
+        )
+    (details,) = await TaskRepository(session).details([row])
+    return task_message(details)
+
+
+def text_problems(request: task_service_pb2.CreateTaskRequest) -> list[Problem]:
+    """Texts that cannot be stored, and dependencies that the spec names but the request does not."""
+    texts = {"name": request.name, "description": request.description, "request_id": request.request_id}
+    texts |= {f"labels[{key!r}]": key + value for key, value in request.labels.items()}
+    texts |= {"spec.finetune.base_model": request.spec.finetune.base_model}
+    problems = [Problem(name, "must not contain the NUL character") for name, text in texts.items() if "\0" in text]
+    problems += [
+        Problem(f"labels[{key!r}]", f"keys have up to {LABEL_KEY_LENGTH} and values up to {LABEL_VALUE_LENGTH} letters")
+        for key, value in request.labels.items()
+        if not 0 < len(key) <= LABEL_KEY_LENGTH or len(value) > LABEL_VALUE_LENGTH
+    ]
+    base_model = request.spec.finetune.base_model
+    if base_model.startswith(OUTPUT_OF) and base_model.removeprefix(OUTPUT_OF) not in request.depends_on:
+        problems.append(
+            Problem("spec.finetune.base_model", f"{base_model} is the output of a task: name that task in depends_on")
+        )
+    return problems
+
+
+async def _dependency_problems(
+    session: AsyncSession, principal: Principal, request: task_service_pb2.CreateTaskRequest
+) -> list[Problem]:
+    wanted = list(request.depends_on)
+    if not wanted:
+        return []
+    query = select(TaskRow.id, TaskRow.state).where(TaskRow.id.in_(wanted), visible_to(principal))
+    states = dict((await session.execute(query)).tuples().all())
+    return [
+        Problem(f"depends_on[{index}]", f"there is no task {task_id}")
+        if task_id not in states
+        else Problem(f"depends_on[{index}]", f"task {task_id} is {State(states[task_id]).name}; resume it first")
+        for index, task_id in enumerate(wanted)
+        if states.get(task_id) in (None, State.FAILED, State.STOPPED)
+    ]
+
+
+async def _waits(session: AsyncSession, principal: Principal, depends_on: Sequence[str]) -> bool:
+    """Whether a dependency is unfinished. They stay locked, so that none can end unseen before this commits."""
+    if not depends_on:
+        return False
+    query = select(TaskRow).where(TaskRow.id.in_(depends_on), visible_to(principal)).order_by(TaskRow.number)
+    rows = list(await session.scalars(query.with_for_update(read=True)))
+    ended = {row.id for row in rows if row.state in (State.FAILED, State.STOPPED)}
+    gone = [task_id for task_id in depends_on if task_id in ended or task_id not in {row.id for row in rows}]
+    if gone:
+        raise InvalidArgument(problems=[Problem("depends_on", f"task {task_id} has ended") for task_id in gone])
+    return any(row.state != State.COMPLETED for row in rows)
+
+
+async def _insert(
+    session: AsyncSession,
+    principal: Principal,
+    request: task_service_pb2.CreateTaskRequest,
+    spec: spec_pb2.TaskSpec,
+    sources: Sources,
+    fingerprint: str,
+) -> TaskRow:
+    await _know_user(session, principal.user)
+    now = await current_time(session)
+    row = TaskRow(
+        id=new_task_id(),
+        owner=principal.user,
+        name=request.name,
+        description=request.description,
+        kind=_KIND_OF_WORD[spec.WhichOneof("work") or ""],
+        base_model=spec.finetune.base_model,
+        pool=request.pool or DEFAULT_POOL,
+        labels=dict(request.labels),
+        request_id=request.request_id or None,
+        request_hash=fingerprint,
+        state=State.PENDING.value,
+        create_time=now,
+        update_time=now,
+    )
+    lifecycles.store(Lifecycle(), row)
+    session.add(row)
+    await session.flush()
+    session.add(TaskSpecRow(task_number=row.number, spec=spec.SerializeToString(), parameter_sources=sources))
+    session.add_all(TaskLabelRow(task_number=row.number, key=key, value=value) for key, value in request.labels.items())
+    session.add_all(
+        TaskDependencyRow(task_number=row.number, position=position, depends_on=task_id)
+        for position, task_id in enumerate(request.depends_on)
+    )
+    await session.flush()
+    return row
+
+
+async def _know_user(session: AsyncSession, name: str) -> None:
+    """Gives a user a number at the first task; two at once are sorted out by the transaction's repetition."""
+    if await session.scalar(select(UserRow.number).where(UserRow.name == name)) is None:
+        try:
+            async with session.begin_nested():
+                await session.execute(insert(UserRow).values(name=name))
+        except IntegrityError:
+            return
+
+
+def _preview(
+    principal: Principal,
+    request: task_service_pb2.CreateTaskRequest,
+    spec: spec_pb2.TaskSpec,
+    sources: Sources,
+) -> task_pb2.Task:
+    task = task_pb2.Task(
+        name=request.name,
+        description=request.description,
+        owner=principal.user,
+        kind=_KIND_OF_WORD[spec.WhichOneof("work") or ""],
+        spec=spec,
+        state=task_pb2.STATE_PENDING,
+        run=1,
+        depends_on=request.depends_on,
+        labels=request.labels,
+        pool=request.pool or DEFAULT_POOL,
+    )
+    for path, source in sources.items():
+        task.parameter_sources[path] = task_pb2.ParameterSource.ValueType(source)
+    return task

@@ -1,0 +1,140 @@
+"""Pages of tasks: filters, orders, and tokens that name the last task seen instead of counting."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, exists, func, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+from servicekit.errors import InvalidArgument, Problem
+from servicekit.identity import Principal
+from task_service.database.models import TaskLabelRow, TaskRow
+from task_service.database.tasks import visible_to
+
+DEFAULT_PAGE_SIZE = 50
+# By TaskOrder of the proto. Numbers are given in the order of creation.
+ORDERS: dict[int, InstrumentedAttribute[Any] | None] = {
+    0: None,
+    1: None,
+    2: TaskRow.update_time,
+    3: TaskRow.name,
+    4: TaskRow.start_time,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskQuery:
+    """Which tasks, in which order; empty filters let everything pass."""
+
+    states: Sequence[int] = ()
+    kinds: Sequence[int] = ()
+    name_contains: str = ""
+    base_model_contains: str = ""
+    keyword: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    order_by: int = 0
+    ascending: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Stands for the query in page tokens, which hold for it alone."""
+        values = asdict(self) | {"states": sorted(set(self.states)), "kinds": sorted(set(self.kinds))}
+        text = json.dumps(values | {"labels": dict(self.labels)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPage:
+    """A page, the token of the next one or "", and the number of all tasks that match if it was asked for."""
+
+    rows: list[TaskRow]
+    next_page_token: str = ""
+    total: int = 0
+
+
+async def list_tasks(
+    session: AsyncSession,
+    principal: Principal,
+    query: TaskQuery,
+    *,
+    page_size: int = 0,
+    page_token: str = "",
+    offset: int = 0,
+    with_total: bool = False,
+) -> TaskPage:
+    """A page of the tasks that the caller may see. Raises InvalidArgument for a token of another query."""
+    size = page_size or DEFAULT_PAGE_SIZE
+    conditions = _conditions(principal, query)
+    statement = _ordered(select(TaskRow).where(*conditions), query)
+    if page_token:
+        statement = statement.where(_after(query, *_parse(page_token, query)))
+    rows = list(await session.scalars(statement.offset(offset or None).limit(size + 1)))
+    token = _token(query, rows[size - 1]) if len(rows) > size else ""
+    total = await session.scalar(select(func.count()).select_from(TaskRow).where(*conditions)) if with_total else 0
+    return TaskPage(rows[:size], token, total or 0)
+
+
+def _conditions(principal: Principal, query: TaskQuery) -> list[ColumnElement[bool]]:
+    conditions = [visible_to(principal)]
+    if query.states:
+        conditions.append(TaskRow.state.in_(query.states))
+    if query.kinds:
+        conditions.append(TaskRow.kind.in_(query.kinds))
+    if query.name_contains:
+        conditions.append(_contains(TaskRow.name, query.name_contains))
+    if query.base_model_contains:
+        conditions.append(_contains(TaskRow.base_model, query.base_model_contains))
+    if query.keyword:
+        conditions.append(_contains(TaskRow.name, query.keyword) | _contains(TaskRow.description, query.keyword))
+    for key, value in query.labels.items():
+        conditions.append(
+            exists().where(
+                TaskLabelRow.task_number == TaskRow.number, TaskLabelRow.key == key, TaskLabelRow.value == value
+            )
+        )
+    return conditions
+
+
+def _contains(column: InstrumentedAttribute[str], text: str) -> ColumnElement[bool]:
+    """Whatever the case; % and _ stand for themselves. No text of the database has a NUL."""
+    return column.icontains(text.replace("\0", "\ufffd"), autoescape=True)
+
+
+def _ordered(statement: Select[TaskRow], query: TaskQuery) -> Select[TaskRow]:
+    column = ORDERS[query.order_by]
+    columns = [TaskRow.number] if column is None else [column, TaskRow.number]
+    return statement.order_by(*(item.asc() if query.ascending else item.desc() for item in columns))
+
+
+def _after(query: TaskQuery, key: Any, number: int) -> ColumnElement[bool]:
+    column = ORDERS[query.order_by]
+    if column is None:
+        return TaskRow.number > number if query.ascending else TaskRow.number < number
+    here, there = tuple_(column, TaskRow.number), tuple_(key, number)
+    return here > there if query.ascending else here < there
+
+
+def _token(query: TaskQuery, last: TaskRow) -> str:
+    column = ORDERS[query.order_by]
+    key = None if column is None else getattr(last, column.key)
+    return base64.urlsafe_b64encode(json.dumps([query.digest, key, last.number]).encode()).decode()
+
+
+def _parse(token: str, query: TaskQuery) -> tuple[Any, int]:
+    try:
+        digest, key, number = json.loads(base64.urlsafe_b64decode(token))
+        column = ORDERS[query.order_by]
+        expected: type = type(None) if column is None else str if column is TaskRow.name else int
+        if digest == query.digest and isinstance(key, expected) and isinstance(number, int):
+            return key, number
+    except (ValueError, TypeError):
+        pass
+    raise InvalidArgument(
+        problems=[Problem("page_token", "is not the token of a page of this query; start without one")],
+        reason="BAD_PAGE_TOKEN",
+    )
