@@ -17,7 +17,7 @@ METRIC_NAME_LENGTH = 200
 
 
 def _index(name: str, *columns: str, where: str = "delete_time = 0") -> Index:
-    """An index of the tasks for which a condition holds."""
+    """An index of the rows for which a condition holds."""
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
@@ -90,7 +90,8 @@ class TaskRow(Base):
     output_dir: Mapped[str] = mapped_column(default="")
     output_prefix: Mapped[str] = mapped_column(default="")
     manifest_sha256: Mapped[str] = mapped_column(default="")
-    log_archived: Mapped[bool] = mapped_column(default=False)
+    # Attempt after whose end the log was stored; only the archiver of logs writes it, a new attempt makes it due.
+    log_attempt: Mapped[int] = mapped_column(Integer, default=0)
 
     create_time: Mapped[int] = mapped_column(default=0)
     update_time: Mapped[int] = mapped_column(default=0)
@@ -108,14 +109,8 @@ class TaskRow(Base):
         _index("ix_tasks_update", "update_time", "number", "state", "kind"),
         _index("ix_tasks_name", "name", "number", "state", "kind"),
         _index("ix_tasks_start", "start_time", "number", "state", "kind"),
-        # What the archiver of logs still has to look at; small, whatever the number of tasks.
-        Index(
-            "ix_tasks_log",
-            "state",
-            "number",
-            sqlite_where=text("log_archived = 0"),
-            postgresql_where=text("NOT log_archived"),
-        ),
+        # What the archiver of logs still has to look at; few, whatever the number of tasks.
+        _index("ix_tasks_log", "state", "number", where="log_attempt < attempt"),
         _index("ix_tasks_deleted", "delete_time", where="delete_time > 0"),
         {"sqlite_autoincrement": True},
     )
@@ -215,6 +210,7 @@ class LogArchiveRow(Base):
     """
 
     __tablename__ = "log_archives"
+    __table_args__ = (_index("ix_log_archives_purge", "task_number", where="purged_sequence < sequence"),)
 
     task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
     lines: Mapped[int] = mapped_column(default=0)
@@ -222,8 +218,6 @@ class LogArchiveRow(Base):
     # The stream's last message in the object, and the attempt that wrote it.
     sequence: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    # The attempt after whose end this was stored.
-    ended_attempt: Mapped[int] = mapped_column(Integer, default=0)
     # Messages up to this one were removed from the stream.
     purged_sequence: Mapped[int] = mapped_column(default=0)
 
