@@ -94,7 +94,7 @@ class ServerProcess:
         """The end of what it printed."""
         return self._log.read_text(errors="replace")[-characters:]
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Sends it a signal."""
         os.kill(self.pid, number)
 
