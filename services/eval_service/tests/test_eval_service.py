@@ -15,8 +15,6 @@ from tunesmith.eval.v1 import eval_service_pb2 as pb
 from tunesmith.eval.v1 import eval_service_pb2_grpc
 from tunesmith.task.v1 import spec_pb2
 
-pytestmark = pytest.mark.asyncio
-
 
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:

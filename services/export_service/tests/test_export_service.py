@@ -15,8 +15,6 @@ from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
 from tunesmith.task.v1 import spec_pb2
 
-pytestmark = pytest.mark.asyncio
-
 K_QUANTS = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"}
 I_QUANTS = {"IQ1_S", "IQ1_M", "IQ2_S", "IQ2_M", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"}
 PLAIN = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16", "F32"}
