@@ -1,18 +1,21 @@
 """Generates the Python code of the contracts into gen/, and lints them with buf.
 
-    python protos/generate.py            write gen/
-    python protos/generate.py --check    lint, and fail when gen/ is not what the contracts say
+python protos/generate.py            write gen/
+python protos/generate.py --check    lint, and fail when gen/ is not what the contracts say
 """
 
 import argparse
 import filecmp
+import json
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
@@ -21,6 +24,7 @@ from protovalidate._gen.buf.validate import validate_pb
 ROOT = Path(__file__).parent
 GENERATED = ROOT / "gen"
 VALIDATE = "buf/validate/validate.proto"
+COMMENTS = "tunesmith/comments.json"
 
 
 def sources() -> list[str]:
@@ -58,8 +62,35 @@ def compile_protos(arguments: list[str], files: list[str], workdir: Path) -> Non
         raise SystemExit("protoc failed")
 
 
+def element_name(parent: Any, path: Sequence[int]) -> str:
+    """The dotted name of the element at a path of a file's source information, relative to parent."""
+    if not path:
+        return ""
+    field = parent.DESCRIPTOR.fields_by_number[path[0]]
+    child = getattr(parent, field.name)[path[1]]
+    return f".{child.name}{element_name(child, path[2:])}"
+
+
+def comments(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:
+    """The full name of each commented element of a contract, with its comment."""
+    for location in file.source_code_info.location:
+        named = len(location.path) % 2 == 0 and location.path
+        if named and location.leading_comments:
+            text = " ".join(location.leading_comments.split())
+            yield f"{file.package}{element_name(file, location.path)}", text
+
+
+def write_comments(target: Path, workdir: Path) -> None:
+    """Writes the contracts' comments by full name, which the generated modules do not carry."""
+    image = workdir / "commented.binpb"
+    compile_protos([f"--descriptor_set_out={image}", "--include_source_info"], sources(), workdir)
+    files = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes()).file
+    found = dict(pair for file in files for pair in comments(file))
+    (target / COMMENTS).write_text(json.dumps(found, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
+
+
 def generate(target: Path) -> None:
-    """Writes the Python modules and their type stubs below target."""
+    """Writes the Python modules, their type stubs and the contracts' comments below target."""
     scripts = Path(sysconfig.get_path("scripts"))
     with tempfile.TemporaryDirectory() as workdir:
         plugins = [
@@ -71,6 +102,7 @@ def generate(target: Path) -> None:
         )
         services = [source for source in sources() if source.endswith("_service.proto")]
         compile_protos([*plugins, f"--grpc_python_out={target}", f"--mypy_grpc_out={target}"], services, Path(workdir))
+        write_comments(target, Path(workdir))
 
 
 def lint() -> None:
@@ -89,7 +121,7 @@ def differences(expected: Path, actual: Path) -> list[str]:
     names = {
         str(path.relative_to(root))
         for root in (expected, actual)
-        for path in root.rglob("*.py*")
+        for path in root.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     _, mismatched, missing = filecmp.cmpfiles(expected, actual, sorted(names), shallow=False)
