@@ -94,7 +94,7 @@ class LogTail:
     async def _start_live(self, stored: StoredLog) -> None:
         """Goes on in the stream where the cursor says, or counts from the end of what is stored."""
         _, last = await when_available(lambda: self._bus.sequences(subjects.LOGS))
-        if self._position.line < stored.lines or not stored.sequence <= self._position.sequence <= last:
+        if self._position.line < stored.lines or not stored.sequence < self._position.sequence <= last:
             self._position = stored.end
 
     async def _live(self) -> AsyncGenerator[Portion, None]:
