@@ -39,18 +39,20 @@ class Config:
 
 
 def discover(url: str | None = None, token: str | None = None, data_dir: Path | str | None = None) -> Config:
-    """Fills in what is not given, from TUNESMITH_URL and TUNESMITH_TOKEN or what `tunesmith up` left in its directory.
+    """Fills in what is not given: from the data directory if that is given, else from TUNESMITH_URL and
+    TUNESMITH_TOKEN, else from what `tunesmith up` left in the default data directory.
 
-    A local token is never sent to a URL that came from elsewhere than the same data directory, unless that URL is given
-    together with the directory.
+    The token of the default data directory is sent to the platform of that directory alone.
     """
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
-    named_url = url or os.environ.get("TUNESMITH_URL")
-    local_url = _read(folder / "run" / "url")
+    local_url, local_token = _read(folder / "run" / "url"), _read(folder / "admin.token")
+    if data_dir is not None:
+        url, token = url or local_url, token or local_token
+    url = (url or os.environ.get("TUNESMITH_URL") or local_url or DEFAULT_URL).rstrip("/")
     token = token or os.environ.get("TUNESMITH_TOKEN")
-    if not token and (data_dir is not None or not named_url or named_url.rstrip("/") == (local_url or DEFAULT_URL)):
-        token = _read(folder / "admin.token")
-    return Config((named_url or local_url or DEFAULT_URL).rstrip("/"), token or "")
+    if not token and url == (local_url or DEFAULT_URL):
+        token = local_token
+    return Config(url, token or "")
 
 
 def _read(path: Path) -> str:

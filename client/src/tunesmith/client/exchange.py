@@ -48,21 +48,23 @@ class Retries:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._failures = 0
+        self._limit = config.retries
 
     def pause(self, failure: httpx.TransportError | ApiError, repeatable: bool) -> float:
         """Seconds to wait before the next try; raises the failure as an ApiError when there is none."""
         error = failure if isinstance(failure, ApiError) else unreachable(self._config.url, failure)
         sent = not isinstance(failure, _NEVER_SENT) and error.http_status != 429
         passing = error.http_status in _PASSING or not isinstance(failure, ApiError)
-        if not passing or (sent and not repeatable) or self._failures >= self._config.retries:
+        if not passing or (sent and not repeatable) or self._failures >= self._limit:
             raise error from None if error is failure else failure
         bound = min(_LONGEST_DELAY, _FIRST_DELAY * 2**self._failures)
         self._failures += 1
         return max(error.retry_after or 0.0, random.uniform(bound / 4, bound))
 
     def succeeded(self) -> None:
-        """Forgets earlier failures."""
+        """Forgets earlier failures, and is more patient from now on: the platform was there and will be back."""
         self._failures = 0
+        self._limit = 3 * self._config.retries
 
 
 class Exchange(Generic[R, T]):
@@ -131,7 +133,10 @@ class Subscription(Generic[R, T]):
 
     def pause(self, failure: httpx.TransportError | ApiError | None) -> float:
         """Seconds before connecting again after a failure, or after the connection ended early (None)."""
-        return self._retries.pause(failure or httpx.RemoteProtocolError("the stream ended early"), True)
+        if failure is not None:
+            return self._retries.pause(failure, True)
+        asked = self._parser.retry_seconds or 0.0
+        return max(asked, self._retries.pause(httpx.RemoteProtocolError("the stream ended early"), True))
 
 
 def build_request(

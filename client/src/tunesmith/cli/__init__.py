@@ -1,0 +1,5 @@
+"""The tunesmith command."""
+
+from tunesmith.cli.app import app
+
+__all__ = ["app"]

@@ -1,0 +1,161 @@
+"""What the task commands do: one session is one client, one console and one way of printing."""
+
+import json as json_module
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+
+from tunesmith.cli import text
+from tunesmith.cli.failures import INTERRUPTED, TASK_FAILED, UsageProblem
+from tunesmith.cli.render import print_wide, task_page, task_table
+from tunesmith.cli.watching import TaskView
+from tunesmith.client import Client, discover, finetune_request
+from tunesmith.task.v1 import task_pb2
+from tunesmith.task.v1.task_pb2 import LogLine, Task
+from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
+
+RETRIES = 4  # somebody waits at the terminal
+
+
+def as_json(message: Message, indent: int | None = None) -> str:
+    """A message as JSON with the protos' field names."""
+    document = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return json_module.dumps(document, indent=indent, ensure_ascii=False)
+
+
+class Session:
+    """One command's connection to the platform and to the terminal."""
+
+    def __init__(self, url: str | None, token: str | None, data_dir: Path | None, *, json: bool) -> None:
+        self._client = Client(config=replace(discover(url, token, data_dir), retries=RETRIES))
+        self._console = Console(highlight=False)
+        self._json = json
+        self.tasks = self._client.tasks
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def settings(self, pairs: list[str], method: str | None) -> dict[str, str]:
+        """The parameters that --set and --method name. Raises UsageProblem with everything that is no name=value."""
+        settings: dict[str, str] = {}
+        problems = []
+        for pair in pairs:
+            name, equals, value = pair.partition("=")
+            if not equals or not name or not value:
+                problems.append(f"--set {pair}: write --set name=value")
+            elif name in settings and settings[name] != value:
+                problems.append(f"--set {name}: given twice, as {settings[name]} and {value}")
+            settings[name.strip()] = value.strip()
+        if method is not None and settings.setdefault("method", method) != method:
+            problems.append(f"--method {method} and --set method={settings['method']} disagree")
+        if problems:
+            raise UsageProblem("\n".join(problems))
+        return settings
+
+    def train(
+        self,
+        name: str | None,
+        base_model: str,
+        dataset: str,
+        parameters: dict[str, str],
+        output_dir: str,
+        validation: str,
+        description: str,
+    ) -> Task:
+        """Creates a fine-tuning task and says so."""
+        request = finetune_request(
+            name or datetime.now().astimezone().strftime("sft_%Y%m%d_%H%M%S"),
+            base_model,
+            dataset,
+            parameters,
+            output_dir=output_dir,
+            validation=validation,
+            description=description,
+        )
+        task = self.tasks.create(request)
+        self.told(task)
+        return task
+
+    def told(self, task: Task) -> None:
+        """Says where a task stands."""
+        if self._json:
+            print(as_json(task), flush=True)
+        else:
+            print(f"{task.id} {text.state_word(task.state)} {text.harmless(task.name)}", flush=True)
+
+    def list_tasks(self, states: list[str], name: str, limit: int) -> None:
+        """Prints tasks, newest first."""
+        request = ListTasksRequest(name_contains=name, states=[_state(word) for word in states])
+        found: list[Task] = []
+        request.page_size = min(limit, 1000)
+        for task in self.tasks.list(request):
+            found.append(task)
+            if len(found) == limit:
+                break
+        if self._json:
+            print(json_module.dumps([json_module.loads(as_json(task)) for task in found], ensure_ascii=False))
+        elif found:
+            print_wide(self._console, task_table(found))
+        else:
+            self._console.print("no tasks")
+
+    def show(self, task_id: str) -> None:
+        """Prints the page of a task."""
+        task = self.tasks.get(task_id)
+        if self._json:
+            print(as_json(task, indent=2))
+        else:
+            print_wide(self._console, task_page(task, self.tasks.checkpoints(task_id)))
+
+    def watch(self, task_id: str) -> int:
+        """Shows a task until it ends; the exit code. Ctrl-C leaves the task running."""
+        try:
+            if self._json:
+                for response in self.tasks.watch(task_id):
+                    print(as_json(response.event), flush=True)
+            else:
+                with TaskView(self._console) as view:
+                    for response in self.tasks.watch(task_id):
+                        view.show(response.event)
+        except KeyboardInterrupt:
+            self._console.print(f"\nThe task goes on. Stop it with: tunesmith tasks stop {task_id}")
+            return INTERRUPTED
+        return 0 if self.tasks.get(task_id).state == task_pb2.STATE_COMPLETED else TASK_FAILED
+
+    def logs(self, task_id: str, follow: bool, tail: int) -> None:
+        """Prints the log, or its last lines, and what follows."""
+        if not follow:
+            self._lines(self.tasks.logs(task_id, tail=tail).lines)
+            return
+        skip = max(0, self.tasks.logs(task_id, tail=1).total_lines - tail) if tail else 0
+        for response in self.tasks.follow_logs(task_id):
+            self._lines(response.lines[skip:])
+            skip = max(0, skip - len(response.lines))
+
+    def _lines(self, lines: Iterable[LogLine]) -> None:
+        for line in lines:
+            print(as_json(line) if self._json else text.harmless(line.text), flush=True)
+
+    def delete(self, task_id: str, force: bool) -> None:
+        """Deletes a task and says so."""
+        self.tasks.delete(task_id, force=force)
+        print(json_module.dumps({"id": task_id, "deleted": True}) if self._json else f"{task_id} deleted", flush=True)
+
+
+def _state(word: str) -> task_pb2.State.ValueType:
+    names = [name.removeprefix("STATE_").lower() for name in task_pb2.State.keys()[1:]]
+    if word.lower() not in names:
+        raise UsageProblem(f"--state {word}: there are {', '.join(names)}")
+    return task_pb2.State.Value(f"STATE_{word.upper()}")

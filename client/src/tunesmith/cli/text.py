@@ -1,0 +1,59 @@
+"""Words for people: states, sizes, durations, and text that can do nothing to a terminal."""
+
+import unicodedata
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tunesmith.task.v1 import task_pb2
+
+STYLES = {
+    task_pb2.STATE_PENDING: "yellow",
+    task_pb2.STATE_RUNNING: "cyan",
+    task_pb2.STATE_STOPPING: "magenta",
+    task_pb2.STATE_STOPPED: "magenta",
+    task_pb2.STATE_COMPLETED: "green",
+    task_pb2.STATE_FAILED: "red",
+}
+
+
+def state_word(state: task_pb2.State.ValueType) -> str:
+    """For example "running"."""
+    return task_pb2.State.Name(state).removeprefix("STATE_").lower()
+
+
+def harmless(text: str) -> str:
+    """Text without control and direction characters; tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c == "\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "�" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """For example "1:05:09" or "3:07"."""
+    text = str(timedelta(seconds=round(max(seconds, 0))))
+    return text.removeprefix("0:") if seconds < 3600 else text
+
+
+def size(count: float) -> str:
+    """Bytes, for example "12.3 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def moment(time: Timestamp) -> str:
+    """Local date and time; empty when unset."""
+    return time.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+
+
+def clock(time: Timestamp) -> str:
+    """Local time of day; now when unset."""
+    return (time.ToDatetime(UTC) if time.seconds else datetime.now(UTC)).astimezone().strftime("%H:%M:%S")
+
+
+def number(value: float) -> str:
+    """A metric's value in four significant digits."""
+    return f"{value:.4g}"
