@@ -1,0 +1,114 @@
+"""Loads models and tokenizers from safetensors and JSON alone; code and pickles that lie beside them are never used."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
+
+from modelkit.architectures import causal_language_models
+from modelkit.errors import InvalidModel, Problem
+from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
+
+# Names of older config.json files that a configuration class reads without declaring them.
+OLDER_KEYS = frozenset(
+    {"model_type", "torch_dtype", "num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_ratio"}
+)
+
+
+def quieten() -> None:
+    """Switches progress bars off; they fill logs."""
+    logging.disable_progress_bar()
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The configuration in config.json, only what its class declares. Raises InvalidModel."""
+    try:
+        raw, _ = without_unsafe(read_json(directory / "config.json"))
+        kind: Any = CONFIG_MAPPING[raw["model_type"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidModel(Problem("base_model", f"{directory}: config.json cannot be used: {error}")) from error
+    declared = {field.name for field in fields(kind)} | set(kind.attribute_map) | OLDER_KEYS
+    try:
+        config: PreTrainedConfig = kind.from_dict({key: value for key, value in raw.items() if key in declared})
+    except Exception as error:
+        raise InvalidModel(Problem("base_model", f"{directory}: config.json cannot be used: {error}")) from error
+    return config
+
+
+def load_tokenizer(directory: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory. Raises InvalidModel when it needs code of its own or cannot be read."""
+    load: Any = AutoTokenizer.from_pretrained
+    try:
+        tokenizer: PreTrainedTokenizerBase = load(
+            str(directory),
+            config=config or load_config(directory),
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except InvalidModel:
+        raise
+    except Exception as error:
+        raise InvalidModel(Problem("base_model", f"{directory}: the tokenizer cannot be loaded: {error}")) from error
+    if not tokenizer.is_fast:
+        raise InvalidModel(Problem("base_model", f"{directory} has no tokenizer.json; convert its tokenizer first"))
+    return tokenizer
+
+
+def load_model(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    config: PreTrainedConfig | None = None,
+    device: torch.device | None = None,
+    attention: str = "sdpa",
+) -> PreTrainedModel:
+    """The causal language model of a directory with its weights in dtype, on the CPU unless a device is given.
+
+    The weights are read here and handed over, so that nothing else in the directory can take part. Raises InvalidModel
+    when they do not fit the configuration.
+    """
+    config = config or load_config(directory)
+    kind: Any = getattr(transformers, causal_language_models()[config.model_type])
+    options = {"device_map": {"": device}} if device is not None and device.type != "cpu" else {}
+    try:
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=load_weights(directory),
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InvalidModel(Problem("base_model", f"{directory}: the weights cannot be loaded: {error}")) from error
+    if missing := sorted(report["missing_keys"]):
+        message = f"{directory}: {len(missing)} tensors are missing from the weights, first {missing[0]!r}"
+        raise InvalidModel(Problem("base_model", message))
+    if (directory / "generation_config.json").is_file():
+        settings, _ = without_unsafe(read_json(directory / "generation_config.json"))
+        model.generation_config = GenerationConfig.from_dict(settings)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of model.safetensors or its shards, mapped from disk."""
+    if not (directory / INDEX).is_file():
+        return load_file(directory / SINGLE)
+    weights: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(read_json(directory / INDEX)["weight_map"].values())):
+        if Path(shard).name != shard:
+            raise InvalidModel(Problem("base_model", f"{INDEX} names {shard!r}, which is not a file beside it"))
+        weights |= load_file(directory / shard)
+    return weights

@@ -1,0 +1,52 @@
+"""Paths that users name, resolved beneath allowed roots."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from modelkit.errors import PathNotAllowed, Problem
+
+
+class AllowedRoots:
+    """The directories beneath which models, datasets and outputs may lie.
+
+    Symbolic links are followed before a path is judged, so a link cannot lead out of the roots.
+    """
+
+    def __init__(self, roots: Iterable[str | os.PathLike[str]]) -> None:
+        self.roots = tuple(dict.fromkeys(Path(os.path.realpath(root)) for root in roots))
+
+    def __str__(self) -> str:
+        return ", ".join(str(root) for root in self.roots) or "none"
+
+    def contains(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path, its links followed, lies in one of the roots."""
+        real = Path(os.path.realpath(path))
+        return any(real == root or root in real.parents for root in self.roots)
+
+    def resolve(self, path: str, *, field: str, must_exist: bool = True) -> Path:
+        """The real path of a user's path. A relative one is looked up beneath each root in turn.
+
+        Raises PathNotAllowed for a malformed path, one outside the roots, or, with must_exist, one that is missing.
+        Whether something exists outside the roots is not revealed.
+        """
+        if not path.strip() or "\0" in path:
+            raise PathNotAllowed(Problem(field, f"{path!r} is not a path"))
+        candidates = [Path(path)] if Path(path).is_absolute() else [root / path for root in self.roots]
+        allowed = [real for real in map(self._real, candidates) if real and self.contains(real)]
+        if not allowed:
+            message = f"{path!r} is outside the allowed directories ({self}); use a path beneath one of them"
+            raise PathNotAllowed(Problem(field, message))
+        for real in allowed:
+            if os.path.exists(real):  # noqa: PTH110 - unlike Path.exists it never raises
+                return real
+        if must_exist:
+            raise PathNotAllowed(Problem(field, f"{path!r} does not exist"), reason="PATH_NOT_FOUND")
+        return allowed[0]
+
+    @staticmethod
+    def _real(path: Path) -> Path | None:
+        try:
+            return Path(os.path.realpath(path))
+        except (OSError, ValueError):
+            return None

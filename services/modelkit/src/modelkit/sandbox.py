@@ -1,0 +1,141 @@
+"""The sandbox of transformers for chat templates, bounded in time and in the size of what a template builds.
+
+Jinja's sandbox keeps a template from reaching Python; it does not keep one from looping for ever or from filling the
+memory by doubling a text. Every operation that makes a longer text or list is checked here before it runs.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils import chat_template_utils
+
+UNBOUNDED_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs", "format", "format_map"})
+PADDING_FILTERS = ("center", "indent", "wordwrap")
+MAX_PADDING = 1000
+MAX_BASE, MAX_EXPONENT = 10**6, 64
+
+Limit = Callable[[], int]
+
+
+class TemplateTimeoutError(Exception):
+    """Rendering took too long."""
+
+
+class TimeLimit:
+    """Stops the Python code of this thread after so many seconds by raising TemplateTimeoutError in it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._thread = ctypes.c_ulong(threading.get_ident())
+        self._lock = threading.Lock()
+        self._over = self._fired = False
+        self._timer = threading.Timer(seconds, self._fire)
+        self._timer.daemon = True
+
+    def _fire(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._fired = True
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, ctypes.py_object(TemplateTimeoutError))
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        with self._lock:
+            self._over = True
+            if self._fired and kind is not TemplateTimeoutError:  # it is still on its way
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)
+        self._timer.cancel()
+
+
+def bounded_environment(limit: Limit) -> ImmutableSandboxedEnvironment:
+    """The environment in which transformers renders chat templates; no text may grow beyond limit() characters."""
+    compile_template: Any = chat_template_utils._cached_compile_jinja_template
+    environment: Any = compile_template("").environment
+    safe, call = environment.is_safe_attribute, environment.call
+
+    def is_safe_attribute(value: object, name: str, attribute: object) -> bool:
+        return name not in UNBOUNDED_METHODS and bool(safe(value, name, attribute))
+
+    def bounded_call(context: object, function: Any, *args: Any, **kwargs: Any) -> Any:
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        if isinstance(owner, str) and name in _GROWTH:
+            _refuse_beyond(_GROWTH[name](owner, *args), limit)
+        return call(context, function, *args, **kwargs)
+
+    def call_binop(_: object, operator: str, left: Any, right: Any) -> Any:
+        _refuse_beyond(_operator_size(operator, left, right), limit)
+        return environment.binop_table[operator](left, right)
+
+    environment.intercepted_binops = frozenset({"+", "*", "**", "%"})
+    environment.call_binop = call_binop
+    environment.is_safe_attribute = is_safe_attribute
+    environment.call = bounded_call
+    environment.concat = lambda parts: bounded_join(parts, limit)
+    environment.filters.pop("format")
+    for name in PADDING_FILTERS:
+        environment.filters[name] = _bounded_padding(environment.filters[name])
+    environment.filters["join"] = lambda parts, separator="": bounded_join(parts, limit, separator)
+    environment.filters["replace"] = lambda text, old, new, count=-1: bounded_replace(str(text), old, new, count, limit)
+    bounded: ImmutableSandboxedEnvironment = environment
+    return bounded
+
+
+def bounded_join(parts: Any, limit: Limit, separator: Any = "") -> str:
+    """Joins the parts' texts."""
+    texts = [str(part) for part in parts]
+    _refuse_beyond(_joined_size(str(separator), texts), limit)
+    return str(separator).join(texts)
+
+
+def bounded_replace(text: str, old: str, new: str, count: int, limit: Limit) -> str:
+    """Replaces text, the first count times when count is not negative."""
+    _refuse_beyond(_replaced_size(text, old, new), limit)
+    return text.replace(old, new, count if count is not None else -1)
+
+
+def _joined_size(separator: str, parts: Any, *_: Any) -> int:
+    texts = list(parts)
+    return sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts)
+
+
+def _replaced_size(text: str, old: Any, new: Any, *_: Any) -> int:
+    return len(text) + text.count(str(old)) * len(str(new))
+
+
+_GROWTH: dict[str, Callable[..., int]] = {"join": _joined_size, "replace": _replaced_size}
+
+
+def _operator_size(operator: str, left: Any, right: Any) -> int:
+    """Characters or items that the result of an operator has; 0 for numbers of sensible size."""
+    sizes = [len(value) for value in (left, right) if hasattr(value, "__len__")]
+    if operator == "%" and isinstance(left, str):
+        raise SecurityError("text formatting is not available to chat templates")
+    if operator == "**" and not (abs(left) <= MAX_BASE and abs(right) <= MAX_EXPONENT):
+        raise SecurityError("numbers too large for a chat template")
+    if operator == "*" and sizes:
+        times = right if hasattr(left, "__len__") else left
+        return int(sizes[0] * max(times, 0))
+    return sum(sizes)
+
+
+def _bounded_padding(apply: Any) -> Any:
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, int) and value > MAX_PADDING for value in (*args, *kwargs.values())):
+            raise SecurityError("padding too wide for a chat template")
+        return apply(*args, **kwargs)
+
+    if hasattr(apply, "jinja_pass_arg"):
+        bounded.jinja_pass_arg = apply.jinja_pass_arg  # type: ignore[attr-defined]
+    return bounded
+
+
+def _refuse_beyond(size: int, limit: Limit) -> None:
+    if size > limit():
+        raise SecurityError(f"a text of {size} characters is too long for a chat template")

@@ -1,0 +1,54 @@
+"""Users' paths never leave the allowed roots (faults 44)."""
+
+from pathlib import Path
+
+import pytest
+
+from modelkit.errors import PathNotAllowed
+from modelkit.paths import AllowedRoots
+
+
+def test_paths_beneath_a_root_are_resolved(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    roots = AllowedRoots([tmp_path / "none", tmp_path])
+    assert roots.resolve(str(tmp_path / "data"), field="f") == tmp_path / "data"
+    assert roots.resolve("data", field="f") == tmp_path / "data"
+    assert roots.resolve(str(tmp_path / "new" / "er"), field="f", must_exist=False) == tmp_path / "new" / "er"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "{root}/../other",
+        "../other",
+        "{root}/link/file",
+        "",
+        "  ",
+        "a\0b",
+        "{root}-other",
+        "{root}/" + "x" * 5000,
+    ],
+)
+def test_everything_else_is_refused_and_names_the_field(tmp_path: Path, path: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "root-other").mkdir()
+    (root / "link").symlink_to(tmp_path / "other")
+    with pytest.raises(PathNotAllowed) as caught:
+        AllowedRoots([root]).resolve(path.format(root=root), field="output_dir")
+    assert caught.value.problems[0].field == "output_dir"
+
+
+def test_outside_paths_say_what_is_allowed_and_not_whether_they_exist(tmp_path: Path) -> None:
+    roots = AllowedRoots([tmp_path])
+    for path in ("/etc/passwd", "/etc/no-such-file"):
+        with pytest.raises(PathNotAllowed, match=f"outside the allowed directories \\({tmp_path}\\)"):
+            roots.resolve(path, field="f")
+
+
+def test_a_missing_path_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(PathNotAllowed) as caught:
+        AllowedRoots([tmp_path]).resolve(str(tmp_path / "gone"), field="f")
+    assert caught.value.reason == "PATH_NOT_FOUND"
