@@ -86,7 +86,7 @@ class TaskRow(Base):
     eta_seconds: Mapped[float] = mapped_column(default=0.0)
     phase: Mapped[str] = mapped_column(default="")
     metrics: Mapped[dict[str, float]] = mapped_column(Json, default=dict)
-    metric_steps: Mapped[dict[str, int]] = mapped_column(Json, default=dict)
+    metric_steps: Mapped[dict[str, list[int]]] = mapped_column(Json, default=dict)
     output_dir: Mapped[str] = mapped_column(default="")
     output_prefix: Mapped[str] = mapped_column(default="")
     manifest_sha256: Mapped[str] = mapped_column(default="")

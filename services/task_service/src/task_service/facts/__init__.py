@@ -1,0 +1,1 @@
+"""What workers say about their attempts, and how it becomes the record."""

@@ -1,0 +1,96 @@
+"""Checkpoints as they are saved, found bad, and removed when there are too many."""
+
+import logging
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from task_service.convert import checkpoint_message, microseconds
+from task_service.database.models import AttemptRow, CheckpointRow, GarbageRow, TaskRow, TaskSpecRow
+from task_service.events import Announcer
+from tunesmith.events.v1 import fact_pb2
+from tunesmith.task.v1 import spec_pb2, task_pb2
+
+logger = logging.getLogger(__name__)
+
+
+def is_own_prefix(prefix: str, task_id: str) -> bool:
+    """Whether a prefix of objects lies below the task's own; what a worker names may be deleted later."""
+    parts = prefix.rstrip("/").split("/")
+    return parts[:2] == ["tasks", task_id] and len(parts) > 2 and not {"", ".", ".."} & set(parts)
+
+
+def folder(prefix: str) -> str:
+    """The prefix that no neighbour shares: checkpoint-10/ is not the start of checkpoint-100/."""
+    return prefix.rstrip("/") + "/"
+
+
+class StoredCheckpoints:
+    """The checkpoints of tasks within one transaction."""
+
+    def __init__(self, session: AsyncSession, announce: Announcer, now: int) -> None:
+        self._session = session
+        self._announce = announce
+        self._now = now
+        self._limits: dict[int, int] = {}
+
+    async def saved(self, task: TaskRow, attempt: AttemptRow, checkpoint: task_pb2.Checkpoint) -> bool:
+        """Records a checkpoint and removes those that it makes superfluous. False when its prefix is not the task's."""
+        if not is_own_prefix(checkpoint.prefix, task.id):
+            logger.warning("task %s: checkpoint at foreign prefix %r refused", task.id, checkpoint.prefix)
+            return False
+        existing = await self._all(task)
+        row = next((item for item in existing if (item.attempt, item.step) == (attempt.attempt, checkpoint.step)), None)
+        if row is None:
+            row = CheckpointRow(task_number=task.number, attempt=attempt.attempt, step=checkpoint.step)
+            self._session.add(row)
+            existing.append(row)
+        row.run, row.prefix, row.rejected_reason = attempt.run, checkpoint.prefix, ""
+        row.loss = checkpoint.loss if checkpoint.HasField("loss") else None
+        row.size, row.manifest_sha256 = checkpoint.size, checkpoint.manifest_sha256
+        row.create_time = microseconds(checkpoint.create_time) or self._now
+        await self._session.flush()
+        await self._announce.checkpoint(task, "saved", checkpoint_message(task.id, row))
+        await self._remove_superfluous(task, existing, row)
+        return True
+
+    async def _all(self, task: TaskRow) -> list[CheckpointRow]:
+        query = select(CheckpointRow).where(
+            CheckpointRow.task_number == task.number, CheckpointRow.rejected_reason == ""
+        )
+        return list(await self._session.scalars(query))
+
+    async def _remove_superfluous(self, task: TaskRow, existing: list[CheckpointRow], newest: CheckpointRow) -> None:
+        repeated = [
+            item
+            for item in existing
+            if item.run == newest.run and item.step == newest.step and item.attempt < newest.attempt
+        ]
+        kept = sorted((item for item in existing if item not in repeated), key=lambda item: (item.attempt, item.step))
+        limit = await self._limit(task)
+        oldest = kept[: len(kept) - limit] if limit else []
+        for row in repeated + oldest:
+            await self._announce.checkpoint(task, "removed", checkpoint_message(task.id, row))
+            await self._session.delete(row)
+            self._session.add(GarbageRow(prefix=folder(row.prefix), due_time=self._now))
+        await self._session.flush()
+
+    async def _limit(self, task: TaskRow) -> int:
+        """The task's save_total_limit; 0 keeps all."""
+        if task.number not in self._limits:
+            spec = await self._session.scalar(select(TaskSpecRow.spec).where(TaskSpecRow.task_number == task.number))
+            parsed = spec_pb2.TaskSpec.FromString(spec or b"")
+            self._limits[task.number] = parsed.finetune.training.save_total_limit
+        return self._limits[task.number]
+
+    async def rejected(self, task: TaskRow, rejection: fact_pb2.CheckpointRejected) -> None:
+        """Keeps a bad checkpoint from being offered again."""
+        same = CheckpointRow.prefix.in_([rejection.prefix.rstrip("/"), folder(rejection.prefix)])
+        row = await self._session.scalar(select(CheckpointRow).where(CheckpointRow.task_number == task.number, same))
+        if row is None:
+            logger.warning("task %s: unknown checkpoint %r rejected: %s", task.id, rejection.prefix, rejection.reason)
+            message = task_pb2.Checkpoint(task_id=task.id, step=rejection.step, prefix=rejection.prefix)
+        else:
+            row.rejected_reason = rejection.reason or "verification failed"
+            message = checkpoint_message(task.id, row)
+        await self._announce.checkpoint(task, "rejected", message, rejection.reason)

@@ -1,0 +1,36 @@
+"""Settings of the task service."""
+
+from pydantic import Field
+
+from servicekit.settings import ServiceSettings
+from task_service.domain.policy import Policy
+
+
+class TaskServiceSettings(ServiceSettings):
+    """Where tasks are kept, who checks them, and how patient the service is. Times are in seconds."""
+
+    database_url: str = Field(
+        "sqlite:////var/lib/tunesmith/tasks.db", description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
+    )
+    trainer_target: str | None = Field(
+        None, description="Address of the trainer service, which checks tasks before they are accepted."
+    )
+    check_spec_seconds: float = Field(30.0, gt=0, description="Time for that check.")
+    max_attempts: int = Field(3, ge=1, description="Attempts in a row without a new checkpoint.")
+    backoff_seconds: float = Field(1.0, ge=0, description="Pause before the second attempt; doubles after that.")
+    backoff_limit_seconds: float = Field(60.0, ge=0, description="Longest pause between two attempts.")
+    lease_seconds: float = Field(30.0, gt=0, description="Silence after which a worker counts as lost.")
+    reconcile_seconds: float = Field(5.0, gt=0, description="Pause between two comparisons of database and queue.")
+    dispatch_grace_seconds: float = Field(
+        10.0, ge=0, description="Time for a message to reach the queue before it counts as vanished."
+    )
+    leader_seconds: float = Field(5.0, gt=0, description="Silence after which another replica runs the duties.")
+
+    def policy(self) -> Policy:
+        """The rules of retrying."""
+        return Policy(
+            max_attempts=self.max_attempts,
+            backoff_initial=self.backoff_seconds,
+            backoff_limit=self.backoff_limit_seconds,
+            lease_seconds=self.lease_seconds,
+        )

@@ -1,0 +1,126 @@
+"""Wiring of the task service."""
+
+import asyncio
+from collections.abc import Mapping
+
+from servicekit.bus import EventBus
+from servicekit.database import create_engine
+from servicekit.grpc_client import open_channel
+from servicekit.grpc_server import Servicer, running_server
+from servicekit.objects import ObjectStore, open_object_store
+from servicekit.outbox import Outbox, Relay
+from servicekit.runtime import shutdown_event
+from task_service.commands.core import Core
+from task_service.commands.create import CreateTask
+from task_service.commands.query import Queries
+from task_service.commands.steer import Steering
+from task_service.commands.work import Work
+from task_service.database.access import Database
+from task_service.database.models import OUTBOX
+from task_service.database.schema import migrate
+from task_service.facts.consumer import FactConsumer, facts_waiting
+from task_service.garbage import GarbageCollector
+from task_service.leader import Duty, Lease, lead
+from task_service.reconciler import Reconciler
+from task_service.servicer import TaskServicer
+from task_service.settings import TaskServiceSettings
+from task_service.spec_check import SpecChecker, TrainerSpecChecker
+from task_service.streams.archives import LogArchives
+from task_service.streams.log_archiver import LogArchiver
+from task_service.streams.log_reader import LogReader
+from task_service.streams.watch import TaskWatcher
+from task_service.unavailable import unavailable
+from tunesmith.task.v1 import (
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
+    quota_service_pb2,
+    quota_service_pb2_grpc,
+    task_service_pb2,
+    task_service_pb2_grpc,
+    template_service_pb2,
+    template_service_pb2_grpc,
+)
+
+
+def servicers(core: Core, bus: EventBus, objects: ObjectStore, checker: SpecChecker | None) -> list[Servicer]:
+    """What the server serves."""
+    task = TaskServicer(
+        create=CreateTask(core, checker),
+        steering=Steering(core),
+        work=Work(core, lambda task_id: facts_waiting(bus, task_id)),
+        queries=Queries(core.database),
+        watcher=TaskWatcher(bus, core.database),
+        logs=LogReader(bus, objects, LogArchives(core.database)),
+    )
+    tasks = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"]
+    datasets = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
+    templates = template_service_pb2.DESCRIPTOR.services_by_name["TemplateService"]
+    quotas = quota_service_pb2.DESCRIPTOR.services_by_name["QuotaService"]
+    return [
+        (task_service_pb2_grpc.add_TaskServiceServicer_to_server, task, tasks.full_name),
+        (
+            dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
+            unavailable(datasets, "uploaded datasets"),
+            datasets.full_name,
+        ),
+        (
+            template_service_pb2_grpc.add_TemplateServiceServicer_to_server,
+            unavailable(templates, "parameter templates"),
+            templates.full_name,
+        ),
+        (
+            quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
+            unavailable(quotas, "quotas"),
+            quotas.full_name,
+        ),
+    ]
+
+
+def duties(core: Core, bus: EventBus, objects: ObjectStore, settings: TaskServiceSettings) -> Mapping[str, Duty]:
+    """What one replica does in the background."""
+    return {
+        "outbox relay": Relay(core.outbox, core.database.sessions, bus).run,
+        "fact consumer": FactConsumer(core, bus).run,
+        "reconciler": Reconciler(
+            core, bus, interval=settings.reconcile_seconds, grace=settings.dispatch_grace_seconds
+        ).run,
+        "garbage collector": GarbageCollector(core.database, objects).run,
+        "log archiver": LogArchiver(bus, objects, LogArchives(core.database)).run,
+    }
+
+
+async def run(settings: TaskServiceSettings) -> None:
+    """Serves until TERM or INT."""
+    stop = shutdown_event()
+    engine = create_engine(settings.database_url)
+    await migrate(engine)
+    core = Core(Database(engine), Outbox(OUTBOX), settings.policy())
+    objects = open_object_store(settings.object_store_url)
+    await objects.prepare()
+    bus = await EventBus.connect(
+        settings.nats_url,
+        name="task-service",
+        user=settings.nats_user,
+        password=settings.nats_password_value(),
+    )
+    await bus.ensure_streams()
+    channel = open_channel(settings.trainer_target, settings.service_token()) if settings.trainer_target else None
+    checker = TrainerSpecChecker(channel, settings.check_spec_seconds) if channel else None
+    background = asyncio.create_task(
+        lead(Lease(core.database, settings.leader_seconds), duties(core, bus, objects, settings))
+    )
+    try:
+        async with running_server(settings, servicers(core, bus, objects, checker)):
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({stopped, background}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if background.done():
+                background.result()
+    finally:
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+        if channel is not None:
+            await channel.close()
+        await bus.close()
+        await objects.close()
+        await engine.dispose()
