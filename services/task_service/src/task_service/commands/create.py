@@ -156,7 +156,7 @@ async def _dependency_problems(
     if not wanted:
         return []
     query = select(TaskRow.id, TaskRow.state).where(TaskRow.id.in_(wanted), visible_to(principal))
-    states = dict((await session.execute(query)).tuples().all())
+    states = dict((await session.execute(query)).all())
     return [
         Problem(f"depends_on[{index}]", f"there is no task {task_id}")
         if task_id not in states

@@ -155,4 +155,4 @@ async def _dependency_outputs(session: AsyncSession, row: TaskRow) -> dict[str, 
         .join(TaskDependencyRow, TaskDependencyRow.depends_on == TaskRow.id)
         .where(TaskDependencyRow.task_number == row.number)
     )
-    return dict((await session.execute(query)).tuples().all())
+    return dict((await session.execute(query)).all())

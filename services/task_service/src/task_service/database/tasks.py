@@ -59,7 +59,7 @@ class TaskRepository:
         specs = await self._session.scalars(select(TaskSpecRow).where(TaskSpecRow.task_number.in_(numbers)))
         spec_of = {spec.task_number: spec for spec in specs}
         users = await self._session.execute(select(UserRow.name, UserRow.number).where(UserRow.name.in_(owners)))
-        user_of = dict(users.tuples().all())
+        user_of = dict(users.all())
         dependencies = await self._session.execute(
             select(TaskDependencyRow.task_number, TaskDependencyRow.depends_on)
             .where(TaskDependencyRow.task_number.in_(numbers))
