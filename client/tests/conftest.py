@@ -176,6 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         for number, event in enumerate(state.events[:upto], start=1):
             if number > int(last or 0):
                 self._chunk(f"id: {number}\ndata: {json.dumps(event)}\n\n".encode())
+                self._record(event)
         match then:
             case "end":
                 self._chunk(b"event: end\ndata: {}\n\n")
@@ -190,6 +191,11 @@ class Handler(BaseHTTPRequestHandler):
             self._drop()
         else:
             self._chunk(b"")
+
+    def _record(self, event: dict[str, Any]) -> None:
+        """Makes what an event says true of its task."""
+        task_id = self.path.removeprefix("/v1/tasks/").partition(":")[0]
+        self.server_state.tasks.get(task_id, {}).update(event.get("event", {}).get("task", {}))
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))

@@ -1,7 +1,7 @@
 """Words for people: states, sizes, durations, and text that can do nothing to a terminal."""
 
 import unicodedata
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -31,8 +31,9 @@ def harmless(text: str) -> str:
 
 def duration(seconds: float) -> str:
     """For example "1:05:09" or "3:07"."""
-    text = str(timedelta(seconds=round(max(seconds, 0))))
-    return text.removeprefix("0:") if seconds < 3600 else text
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def size(count: float) -> str:
