@@ -27,9 +27,7 @@ class NatsServer:
         self.port = free_port()
         self.store = directory / "store"
         configuration = directory / "nats.conf"
-        configuration.write_text(
-            CONFIGURATION.format(port=self.port, store=json.dumps(str(self.store)), extra=extra)
-        )
+        configuration.write_text(CONFIGURATION.format(port=self.port, store=json.dumps(str(self.store)), extra=extra))
         binary = Path(sysconfig.get_path("scripts")) / "nats-server"
         self.process = ServerProcess([binary, "-c", configuration], directory / "nats.log", ready=self._ready)
 

@@ -1,5 +1,6 @@
 """Real S3 servers: SeaweedFS, and JuiceFS with MinIO's gateway. They differ in what they can do, as servers do."""
 
+import io
 import json
 import subprocess
 import sysconfig
@@ -16,7 +17,7 @@ from tests.support.process import ServerProcess
 from tests.support.waiting import wait_until
 
 ACCESS_KEY = "test-access"
-SECRET_KEY = "test/secret+key="  # noqa: S105
+SECRET_KEY = "test/secret+key="
 BUCKET = "tunesmith"
 GRPC_SOCKETS = ("master", "volume", "filer", "s3")
 
@@ -64,15 +65,10 @@ class S3Server:
             if not client.bucket_exists(BUCKET):
                 client.make_bucket(BUCKET)
             # A server may answer before it has room to write to.
-            client.put_object(BUCKET, "ready", _Nothing(), 0)
+            client.put_object(BUCKET, "ready", io.BytesIO(), 0)
         except Exception:  # noqa: BLE001  whatever goes wrong, it is not ready
             return False
         return True
-
-
-class _Nothing:
-    def read(self, size: int = -1) -> bytes:
-        return b""
 
 
 class SeaweedServer(S3Server):
@@ -129,7 +125,7 @@ class JuiceServer(S3Server):
         port, metrics = free_port(), free_port()
         binary = Path(sysconfig.get_path("scripts")) / "juicefs"
         metadata = f"sqlite3://{directory}/meta.db"
-        self._format = [binary, "format", "--storage", "file", "--bucket", f"{directory}/data/"]
+        self._format = [str(binary), "format", "--storage", "file", "--bucket", f"{directory}/data/"]
         self._format += ["--trash-days", "0", metadata, "test"]
         options = ["--multi-buckets", "--keep-etag", "--object-tag", "--object-meta", "--no-usage-report"]
         options += ["--backup-meta", "0", "--no-banner", "--log", f"{directory}/gateway.log"]

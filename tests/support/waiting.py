@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], T | None], seconds: float = SECONDS, what
 
 
 async def eventually(
-    condition: Callable[[], T | None | Awaitable[T | None]], seconds: float = SECONDS, what: str = ""
+    condition: Callable[[], T | Awaitable[T | None] | None], seconds: float = SECONDS, what: str = ""
 ) -> T:
     """Like wait_until, without blocking the event loop; the condition may be a coroutine function."""
     deadline, pause = time.monotonic() + seconds, SHORTEST_PAUSE

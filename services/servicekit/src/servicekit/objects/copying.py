@@ -54,4 +54,4 @@ def finish(temporary: Path, path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.rename(temporary, path)
+    temporary.rename(path)

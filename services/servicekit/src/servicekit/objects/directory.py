@@ -30,10 +30,11 @@ class Directory:
     def prepare(self) -> None:
         """Creates the root, proves that it can be written, and clears what crashed writers left a day ago."""
         with _mapped(str(self.root)), self._incoming() as incoming:
-            for name in os.listdir(incoming):
-                status = os.stat(name, dir_fd=incoming, follow_symlinks=False)
-                if time.time() - status.st_mtime > ABANDONED_SECONDS:
-                    _remove(incoming, name)
+            with os.scandir(incoming) as entries:
+                oldest = time.time() - ABANDONED_SECONDS
+                for entry in entries:
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        _remove(incoming, entry.name)
             with _temporary(incoming) as (descriptor, _):
                 os.fsync(descriptor)
 
@@ -62,7 +63,7 @@ class Directory:
 
     def read_all(self, key: str) -> bytes:
         """The whole object. NotFound without it."""
-        with open(self.open(key), "rb") as file, _mapped(key):
+        with os.fdopen(self.open(key), "rb") as file, _mapped(key):
             return file.read()
 
     def stat(self, key: str) -> ObjectInfo | None:

@@ -78,11 +78,11 @@ class S3ObjectStore:
         pieces = slices(file.size, self._address.part_bytes)
         if len(pieces) <= 1:
             data = await self._threads.run(file.read, 0, file.size)
-            await self._call(key, self._client.put, name, data)
+            await self._repeat(key, self._client.put, name, data)
             return
-        upload = await self._call(key, self._client.begin_parts, name)
+        upload = await self._repeat(key, self._client.begin_parts, name)
         try:
-            jobs = [self._call(key, upload_slice, self._client, name, upload, file, piece) for piece in pieces]
+            jobs = [self._repeat(key, upload_slice, self._client, name, upload, file, piece) for piece in pieces]
             parts = await all_or_none(jobs)
             await self._call(key, self._client.finish_parts, name, upload, parts)
         except BaseException:
@@ -93,14 +93,14 @@ class S3ObjectStore:
         """Stores data in one request. An Unavailable conditional write may or may not have happened."""
         name = self._name(key)
         if not if_absent:
-            await self._call(key, self._client.put, name, data)
+            await self._repeat(key, self._client.put, name, data)
         elif await self.conditional_writes():
             await self._call(key, self._client.put, name, data, True)
         else:
             async with self._one_writer:
                 if await self.stat(key):
                     raise errors.AlreadyExists(f"object {key} exists already")
-                await self._call(key, self._client.put, name, data)
+                await self._repeat(key, self._client.put, name, data)
 
     async def conditional_writes(self) -> bool:
         """Whether the server honours If-None-Match, tried once with an object that is removed again."""
@@ -149,11 +149,12 @@ class S3ObjectStore:
         if length == 0:
             await self._head(key)
         while left != 0:
-            response = await self._open(key, start, left, etag)
-            if response is None:
-                return
-            etag = response.headers.get("etag", "").strip('"') or None
+            response = None
             try:
+                response = await self._open(key, start, left, etag)
+                if response is None:
+                    return
+                etag = response.headers.get("etag", "").strip('"') or None
                 async for chunk in self._chunks(response):
                     start, left = start + len(chunk), None if left is None else left - len(chunk)
                     yield chunk
@@ -164,7 +165,8 @@ class S3ObjectStore:
                     raise translate(error, key) from error
                 await _back_off(failures)
             finally:
-                await asyncio.shield(self._threads.run(response.close))
+                if response is not None:
+                    await asyncio.shield(self._threads.run(response.close))
 
     async def _chunks(self, response: urllib3.BaseHTTPResponse) -> AsyncGenerator[bytes, None]:
         while chunk := await self._threads.run(response.read, CHUNK_BYTES):
@@ -173,12 +175,14 @@ class S3ObjectStore:
     async def _open(
         self, key: str, start: int, length: int | None, etag: str | None
     ) -> urllib3.BaseHTTPResponse | None:
-        """The answer to a ranged read, None when the object has nothing there."""
+        """The answer to a ranged read, None when the object has nothing there. HTTPError when it may be tried again."""
         try:
             return await self._threads.run(self._client.get, self._name(key), start, length, etag)
         except S3_ERRORS as error:
             if code_of(error) == "InvalidRange":
                 return None
+            if broke_off(error):
+                raise
             raise _changed(error, key) from error
 
     async def stat(self, key: str) -> ObjectInfo | None:
@@ -189,7 +193,7 @@ class S3ObjectStore:
             return None
 
     async def _head(self, key: str) -> Object:
-        return await self._call(key, self._client.stat_object, self._address.bucket, self._name(key))
+        return await self._repeat(key, self._client.head, self._name(key))
 
     async def list(self, prefix: str = "") -> AsyncGenerator[ObjectInfo, None]:
         """Objects whose key begins with prefix, in the server's order."""
@@ -213,15 +217,21 @@ class S3ObjectStore:
         await self._call(key, self._client.remove_object, self._address.bucket, self._name(key))
 
     async def delete_prefix(self, prefix: str) -> None:
-        """Removes every object under a prefix, a thousand with each request."""
+        """Removes every object under a prefix, a thousand with each request, and the empty folders of servers that
+        show them. Unavailable when objects keep appearing."""
         check_folder(prefix)
         for _ in range(DELETE_PASSES):
             items = self._threads.iterate(self._walk(prefix))
             names = [name async for item in items if (name := item.object_name)]
             if not names:
                 return
-            for first in range(0, len(names), DELETE_BATCH):
-                await self._repeat(prefix, self._remove, sorted(names[first : first + DELETE_BATCH], reverse=True))
+            objects = [name for name in names if not name.endswith("/")]
+            for first in range(0, len(objects), DELETE_BATCH):
+                await self._repeat(prefix, self._remove, objects[first : first + DELETE_BATCH])
+            # Folders are not removed in bulk by the servers that show them.
+            for name in names:
+                if name.endswith("/"):
+                    await self._call(prefix, self._client.remove_object, self._address.bucket, name)
         raise errors.Unavailable(f"objects keep appearing under {prefix} while it is removed")
 
     def _remove(self, names: Iterable[str]) -> None:

@@ -1,12 +1,13 @@
 """The minio client, set up so that lost requests are repeated where that is safe, and its errors translated."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import urllib3
 from minio import Minio
-from minio.datatypes import Part
+from minio.datatypes import Object, Part
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
 from servicekit import errors
 from servicekit.objects.s3_address import S3Address
@@ -51,7 +52,16 @@ class _Pool(urllib3.PoolManager):
         conditional = isinstance(headers, urllib3.HTTPHeaderDict) and "if-none-match" in headers
         once = conditional or (method == "POST" and "uploadId=" in url)
         retries = self._careful if once else self._safe
-        return super().urlopen(method, url, redirect=redirect, retries=retries, **options)
+        response = super().urlopen(method, url, redirect=redirect, retries=retries, **options)
+        if method != "HEAD" and response.status in (200, 206):
+            _check_whole(response.headers)
+        return response
+
+
+def _check_whole(headers: Mapping[str, str]) -> None:
+    """Raises ProtocolError when the connection broke amid the headers, which Python takes for their end."""
+    if not any(name in headers for name in ("content-length", "transfer-encoding")):
+        raise ProtocolError("the answer broke off amid its headers")
 
 
 class S3Client(Minio):
@@ -74,6 +84,12 @@ class S3Client(Minio):
         if if_absent:
             headers["If-None-Match"] = "*"
         self._put_object(self.address.bucket, name, data, headers)
+
+    def head(self, name: str) -> Object:
+        """Size, time and etag of an object."""
+        found = self.stat_object(self.address.bucket, name)
+        _check_whole(found.metadata or {})
+        return found
 
     def get(self, name: str, start: int, length: int | None, etag: str | None) -> urllib3.BaseHTTPResponse:
         """The answer to a ranged read, unread. PreconditionFailed when etag is given and is no longer the object's."""
