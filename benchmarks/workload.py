@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelkit.scratch import build_scratch_model
+from modelkit.scratch import build as build_scratch_model
 from tunesmith.task.v1.spec_pb2 import (
     METHOD_LORA,
     DatasetSource,
@@ -37,7 +37,7 @@ class TrainingWorkload:
                 row = {"instruction": f"Multiply {number}.", "input": "", "output": answer or f"{number}."}
                 file.write(json.dumps(row) + "\n")
         model = directory / "model"
-        build_scratch_model("llama", model, corpus=dataset, hidden_size=256, layers=4, vocab_size=4096)
+        build_scratch_model(model, family="llama", corpus=dataset, hidden_size=256, layers=4, vocab_size=4096)
         return cls(model, dataset)
 
     def request(self, name: str, steps: int) -> CreateTaskRequest:

@@ -13,7 +13,7 @@ from tests.support.platform import Platform, Workload, losses
 
 SETTINGS = {
     "TUNESMITH_LEASE_SECONDS": "3",
-    "TUNESMITH_RETRY_BASE_SECONDS": "0.5",
+    "TUNESMITH_BACKOFF_SECONDS": "0.5",
 }
 
 

@@ -12,7 +12,7 @@ from typing import IO, Self
 
 import httpx
 import psutil
-from modelkit.scratch import build_scratch_model
+from modelkit.scratch import build as build_scratch_model
 from tunesmith.client import Client
 from tunesmith.task.v1.spec_pb2 import (
     DatasetSource,
@@ -143,7 +143,7 @@ class Workload:
         ]
         dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
         model = directory / "model"
-        build_scratch_model("llama", model, corpus=dataset, hidden_size=128, layers=2, vocab_size=512)
+        build_scratch_model(model, family="llama", corpus=dataset, hidden_size=128, layers=2, vocab_size=512)
         return cls(model, dataset)
 
     def request(self, name: str, *, method: "Method.ValueType", request_id: str = "", **training: float) -> CreateTaskRequest:

@@ -10,11 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 SQLITE_BUSY_SECONDS = 15
 
 
-def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
+def create_engine(url: str, *, pool_size: int = 8) -> AsyncEngine:
     """An engine for "sqlite:///FILE" or "postgresql://...". The driver is chosen here.
 
     SQLite runs in WAL mode with synchronous FULL; a transaction that may write begins IMMEDIATE, so that two writers
-    queue up instead of failing half way. Reads go through sessions with the execution option readonly.
+    queue up instead of failing half way. Reads go through sessions with the execution option readonly. A connection
+    is dear (with SQLite a thread), so the pool never opens more than pool_size and callers wait for one.
     """
     parsed = make_url(url)
     backend = parsed.get_backend_name()
@@ -22,13 +23,15 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
         return _sqlite(parsed.set(drivername="sqlite+aiosqlite"), pool_size)
     if backend == "postgresql":
         return create_async_engine(
-            parsed.set(drivername="postgresql+asyncpg"), pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True
+            parsed.set(drivername="postgresql+asyncpg"), pool_size=pool_size, max_overflow=0, pool_pre_ping=True
         )
     raise ValueError(f"database address {parsed!r}: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
 
 
 def _sqlite(url: Any, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=pool_size, connect_args={"timeout": SQLITE_BUSY_SECONDS})
+    engine = create_async_engine(
+        url, pool_size=pool_size, max_overflow=0, connect_args={"timeout": SQLITE_BUSY_SECONDS}
+    )
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_pragmas(connection: Any, _: Any) -> None:
