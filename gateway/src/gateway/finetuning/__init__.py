@@ -1,0 +1,1 @@
+"""The surface of the fine-tuning tasks document: /finetuning/*, also under /api."""

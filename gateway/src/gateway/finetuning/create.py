@@ -1,0 +1,171 @@
+"""The body of createTask to a CreateTaskRequest; every problem is collected, under the names that the caller used."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.finetuning.arguments import ARGUMENTS, near, received
+from gateway.finetuning.command import COMMAND, arguments_of
+from gateway.finetuning.parameters import CUDA_DEVICES, GPU_CONFIG, TRAINING_ARGS, Parameters
+from servicekit.errors import InvalidArgument, Problem
+from tunesmith.task.v1 import task_service_pb2
+
+NAME, DESCRIPTION, BASE_MODEL, DATASET, OUTPUT = "name", "description", "baseModel", "datasetPath", "outputPath"
+_TEXTS = {NAME: 200, DESCRIPTION: 10_000, BASE_MODEL: 1024, DATASET: 4096, OUTPUT: 4096}
+_REQUIRED = (NAME, BASE_MODEL, DATASET)
+_TAKEN = (*_TEXTS, TRAINING_ARGS, GPU_CONFIG, COMMAND)
+# What the platform's own answers carry beside that; a caller that sends a whole task back means no harm.
+_IGNORED = (
+    *("ID", "CreatedAt", "UpdatedAt", "DeletedAt", "userID", "status", "progress", "logPath", "errorMessage"),
+    *("startedAt", "finishedAt", "pid", "metrics"),
+)
+
+SURFACE_LABELS = {"surface": "finetuning"}
+LABEL_PREFIX = "finetuning."
+LONGEST_LABEL = 4096
+_DATASET_ID = re.compile(r"[0-9a-z]{26}")
+
+_FIELDS = {
+    "base_model": BASE_MODEL,
+    "output_dir": OUTPUT,
+    "devices": f"{GPU_CONFIG}.{CUDA_DEVICES}",
+    "dataset": DATASET,
+    **{argument.path: f"{TRAINING_ARGS}.{argument.name}" for argument in ARGUMENTS},
+}
+
+
+def read_document(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. NaN and infinities are let through, so that their field can be named."""
+    try:
+        document = json.loads(body)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidArgument(f"请求体不是有效的 JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"请求体应为 JSON 对象，收到 {received(document)}")
+    return document
+
+
+class Creation:
+    """One request to create a task. request holds what could be understood; problems says what is wrong."""
+
+    def __init__(self, document: Mapping[str, Any], command_allowed: bool) -> None:
+        self.request = task_service_pb2.CreateTaskRequest(labels=SURFACE_LABELS)
+        self.problems: list[Problem] = []
+        self._document = document
+        texts = {name: self._text(name, longest) for name, longest in _TEXTS.items()}
+        self.request.name = texts[NAME]
+        self.request.description = texts[DESCRIPTION]
+        spec = self.request.spec.finetune
+        spec.base_model = texts[BASE_MODEL]
+        spec.output_dir = texts[OUTPUT]
+        _name_dataset(spec.dataset, texts[DATASET])
+        parameters = Parameters(spec)
+        parameters.training_args(self._object(TRAINING_ARGS))
+        parameters.gpu_config(self._object(GPU_CONFIG))
+        parameters.training_args(self._command(command_allowed), COMMAND)
+        parameters.finish()
+        self.problems += parameters.problems
+        self.request.default_fields.extend(parameters.default_fields)
+        self._unknown()
+
+    def service_problems(self, problems: tuple[Problem, ...]) -> list[Problem]:
+        """What a service found, under the caller's names, without what was found here already."""
+        found = [Problem(caller_name(problem.field), problem.message) for problem in problems]
+        known = {problem.field for problem in self.problems}
+        return [problem for problem in found if problem.field not in known]
+
+    def _problem(self, field: str, message: str) -> None:
+        self.problems.append(Problem(field, message))
+
+    def _text(self, name: str, longest: int) -> str:
+        value = self._document.get(name)
+        if value is None or value == "":
+            if name in _REQUIRED:
+                self._problem(name, "必填")
+            return ""
+        if not isinstance(value, str):
+            self._problem(name, f"应为字符串，收到 {received(value)}")
+        elif name in _REQUIRED and not value.strip():
+            self._problem(name, "必填")
+        elif len(value) > longest:
+            self._problem(name, f"最多 {longest} 个字符，收到 {len(value)} 个")
+        elif not _storable(value):
+            self._problem(name, "含有无法保存的字符")
+        else:
+            return value
+        return ""
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """An object, which may also come as the JSON text that the platform's answers have."""
+        value = self._document.get(name)
+        if isinstance(value, str):
+            value = _from_text(value)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self._problem(name, f"应为 JSON 对象，收到 {received(value)}")
+            return {}
+        self._keep(name, json.dumps(value, ensure_ascii=False))
+        return value
+
+    def _command(self, allowed: bool) -> dict[str, Any]:
+        value = self._document.get(COMMAND)
+        if value in (None, "", []):
+            return {}
+        if not allowed:
+            message = "本部署不接受自定义命令；请用 trainingArgs 设置参数 (TUNESMITH_FINETUNING_COMMAND=true 可开启)"
+            self._problem(COMMAND, message)
+            return {}
+        try:
+            shown, arguments = arguments_of(value)
+        except ValueError as error:
+            self._problem(COMMAND, str(error))
+            return {}
+        self._keep(COMMAND, shown)
+        return arguments
+
+    def _keep(self, name: str, text: str) -> None:
+        """Keeps what the caller sent with the task, to be shown again."""
+        if len(text) > LONGEST_LABEL:
+            self._problem(name, f"内容过长，最多 {LONGEST_LABEL} 个字符")
+        elif not _storable(text):
+            self._problem(name, "含有无法保存的字符")
+        else:
+            self.request.labels[LABEL_PREFIX + name] = text
+
+    def _unknown(self) -> None:
+        for name in self._document:
+            if name not in _TAKEN and name not in _IGNORED:
+                self._problem(name, f"未知字段{near(name, _TAKEN)}")
+
+
+def caller_name(path: str) -> str:
+    """The name on this surface of a field path such as spec.finetune.training.learning_rate."""
+    rest = path.removeprefix("spec.").removeprefix("finetune.")
+    parts = rest.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((_FIELDS[prefix] for prefix in prefixes if prefix in _FIELDS), rest)
+
+
+def _name_dataset(source: Any, text: str) -> None:
+    if "://" in text:
+        source.uri = text
+    elif _DATASET_ID.fullmatch(text):
+        source.dataset_id = text
+    elif text:
+        source.path = text
+
+
+def _from_text(text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return text
+
+
+def _storable(text: str) -> bool:
+    """No NUL, which databases refuse, and no half of a surrogate pair, which is no text."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)

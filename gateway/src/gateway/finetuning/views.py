@@ -1,0 +1,75 @@
+"""A task as this surface shows it; what is not set is null."""
+
+import json
+import math
+from typing import Any
+
+from gateway.finetuning.command import COMMAND, equivalent
+from gateway.finetuning.create import LABEL_PREFIX
+from gateway.finetuning.parameters import GPU_CONFIG, TRAINING_ARGS
+from gateway.native.encode import encode_double, encode_timestamp
+from tunesmith.task.v1 import task_pb2
+
+# STOPPING is a state of the platform that this surface does not know.
+STATUS_OF_STATE = {
+    task_pb2.STATE_PENDING: "pending",
+    task_pb2.STATE_RUNNING: "running",
+    task_pb2.STATE_STOPPING: "running",
+    task_pb2.STATE_STOPPED: "stopped",
+    task_pb2.STATE_COMPLETED: "completed",
+    task_pb2.STATE_FAILED: "failed",
+}
+
+
+def task_document(task: task_pb2.Task) -> dict[str, Any]:
+    """The JSON of a task."""
+    spec = task.spec.finetune
+    return {
+        "ID": task.number,
+        "CreatedAt": _time(task, "create_time"),
+        "UpdatedAt": _time(task, "update_time"),
+        "name": task.name,
+        "description": task.description or None,
+        "userID": task.owner_number or None,
+        "status": STATUS_OF_STATE.get(task.state, "pending"),
+        "progress": _percent(task),
+        "baseModel": spec.base_model,
+        "datasetPath": spec.dataset.path or spec.dataset.dataset_id or spec.dataset.uri,
+        "outputPath": spec.output_dir or task.output_dir or None,
+        TRAINING_ARGS: task.labels.get(LABEL_PREFIX + TRAINING_ARGS),
+        GPU_CONFIG: task.labels.get(LABEL_PREFIX + GPU_CONFIG),
+        COMMAND: task.labels.get(LABEL_PREFIX + COMMAND) or equivalent(task),
+        "logPath": f"tasks/{task.id}/log.txt" if task.attempt else None,
+        "errorMessage": _error(task),
+        "startedAt": _seconds(task, "start_time"),
+        "finishedAt": _seconds(task, "end_time"),
+        "pid": task.pid or None,
+        "metrics": _metrics(task),
+    }
+
+
+def _time(task: Any, field: str) -> str | None:
+    return encode_timestamp(getattr(task, field)) if task.HasField(field) else None
+
+
+def _seconds(task: Any, field: str) -> int | None:
+    return int(getattr(task, field).seconds) if task.HasField(field) else None
+
+
+def _percent(task: task_pb2.Task) -> float:
+    if task.state == task_pb2.STATE_COMPLETED:
+        return 100.0
+    percent = task.progress.percent
+    return min(max(percent, 0.0), 100.0) if math.isfinite(percent) else 0.0
+
+
+def _error(task: task_pb2.Task) -> str | None:
+    if not task.HasField("error"):
+        return None
+    lines = [task.error.message, *task.error.problems]
+    return "\n".join(line for line in lines if line) or task.error.reason or None
+
+
+def _metrics(task: task_pb2.Task) -> str | None:
+    values = {name: encode_double(task.metrics[name]) for name in sorted(task.metrics)}
+    return json.dumps(values) if values else None

@@ -1,0 +1,1 @@
+"""The native API, transcoded from the gRPC contracts."""

@@ -1,0 +1,108 @@
+"""Wiring of the gateway."""
+
+import asyncio
+import logging
+import math
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+
+from gateway.access_log import AccessLog
+from gateway.app import ASGIApp, Gateway
+from gateway.backends import Backends, connect
+from gateway.finetuning import describe as finetuning
+from gateway.finetuning.routes import finetuning_routes
+from gateway.health import Health
+from gateway.native import openapi
+from gateway.native.api import NativeApi
+from gateway.native.docs import docs_routes
+from gateway.native.methods import build_router
+from gateway.native.streams import Streams
+from gateway.pages import build_pages
+from gateway.settings import GatewaySettings
+from servicekit.runtime import shutdown_event
+
+logger = logging.getLogger(__name__)
+
+CORS_HEADERS = ("authorization", "content-type", "x-token", "x-request-id", "last-event-id", "idempotency-key")
+
+
+def build_app(settings: GatewaySettings, backends: Backends, closing: asyncio.Event) -> ASGIApp:
+    """The application; closing ends its streams."""
+    native = NativeApi(build_router(backends), Streams(closing, settings.keepalive_seconds), settings)
+    pages = build_pages(Health(backends), [*finetuning_routes(backends, settings), *docs_routes(describe)])
+    access_log = AccessLog(sys.stderr) if settings.access_log else None
+    gateway = Gateway(native, pages, (settings.host, *settings.allowed_hosts), access_log)
+    if not settings.cors_origins:
+        return gateway
+    return CORSMiddleware(
+        gateway,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
+        allow_headers=CORS_HEADERS,
+        expose_headers=("x-request-id",),
+    )
+
+
+def describe() -> dict[str, Any]:
+    """The OpenAPI document of everything that is served."""
+    return openapi.build(finetuning.paths(), finetuning.schemas())
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """A socket at the settings' address. Raises OSError that names it."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which leaves signals to the process that it runs in."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures nothing."""
+        yield
+
+
+def build_server(settings: GatewaySettings, app: ASGIApp) -> Server:
+    """The HTTP server of an application."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=settings.max_connections,
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        )
+    )
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Serves until TERM or INT, then ends streams with a hint to come back and lets running requests finish."""
+    stop = shutdown_event()
+    closing = asyncio.Event()
+    backends = connect(settings)
+    server = build_server(settings, build_app(settings, backends, closing))
+    with listen(settings) as listener:
+        logger.info("serving on http://%s:%s", settings.host, listener.getsockname()[1])
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        closing.set()
+        server.should_exit = True
+        await serving
+    await backends.close()
