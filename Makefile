@@ -21,6 +21,7 @@ check: setup ## Formatting, lint, types, contracts, import directions, lock
 	$(BIN)/ruff check .
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python scripts/check_lock.py
+	$(BIN)/python scripts/check_docs.py
 	PYTHONPATH=scripts $(BIN)/lint-imports
 	$(BIN)/python -m mypy
 
