@@ -20,7 +20,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
 
-from servicekit import subjects
+from servicekit import subjects, telemetry
 from servicekit.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ class Outgoing:
         headers: dict[str, Any] = dict(self.headers or {})
         if self.message_id:
             headers["Nats-Msg-Id"] = self.message_id
+        if "traceparent" not in headers:
+            telemetry.inject(headers)
         return headers or None
 
 

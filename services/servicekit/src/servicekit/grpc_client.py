@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from grpc.aio import ClientCallDetails, Metadata
 
+from servicekit import grpc_telemetry
 from servicekit.errors import from_rpc_error
 
 DEFAULT_DEADLINE_SECONDS = 30.0
@@ -97,5 +98,9 @@ def open_channel(target: str, token: str | None = None) -> grpc.aio.Channel:
             ("grpc.max_reconnect_backoff_ms", 1_000),
             ("grpc.use_local_subchannel_pool", 1),
         ],
-        interceptors=[_UnaryInterceptor(token), _StreamInterceptor(token)],
+        interceptors=[
+            _UnaryInterceptor(token),
+            _StreamInterceptor(token),
+            *grpc_telemetry.client_interceptors(),
+        ],
     )

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from servicekit import grpc_telemetry
 from servicekit.errors import (
     STATUS_DETAILS_KEY,
     Internal,
@@ -191,7 +192,11 @@ async def running_server(
 ) -> AsyncIterator[Server]:
     """Serves until the block ends, then drains. Raises OSError when the address is taken."""
     server = grpc.aio.server(
-        interceptors=[*interceptors, ServiceInterceptor(load_verifier(settings))],
+        interceptors=[
+            *grpc_telemetry.server_interceptors(),
+            *interceptors,
+            ServiceInterceptor(load_verifier(settings)),
+        ],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

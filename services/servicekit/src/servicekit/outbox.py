@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from servicekit import telemetry
 from servicekit.bus import EventBus, Outgoing
 from servicekit.errors import Unavailable
 
@@ -73,12 +74,14 @@ class Outbox:
     ) -> str:
         """Adds a message to the session's transaction; returns its message id. Not sent before not_before."""
         message_id = message_id or secrets.token_hex(16)
+        traced = dict(headers or {})
+        telemetry.inject(traced)
         await session.execute(
             insert(self.table).values(
                 message_id=message_id,
                 subject=subject,
                 payload=payload,
-                headers=json.dumps(dict(headers or {})),
+                headers=json.dumps(traced),
                 not_before=not_before,
                 create_time=datetime.now(UTC),
             )
