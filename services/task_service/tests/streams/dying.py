@@ -1,6 +1,6 @@
-"""Runs the archiver of logs until it kills itself just before or after a named step. For test_log_archiver alone.
+"""Runs a duty until it kills itself just before or after a named step; see world.run_until_killed.
 
-Arguments: address of the broker, of the database, of the object store; component.method; "before" or "after".
+Arguments: address of the broker, of the database, of the object store; duty; component.method; "before" or "after".
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from servicekit.objects import open_object_store
 from task_service.database.access import Database
 from task_service.streams.archives import LogArchives
 from task_service.streams.log_archiver import LogArchiver
+from task_service.streams.reaper import Reaper
 
 
 def deadly(method: Callable[..., Awaitable[Any]], when: str) -> Callable[..., Awaitable[Any]]:
@@ -29,16 +30,20 @@ def deadly(method: Callable[..., Awaitable[Any]], when: str) -> Callable[..., Aw
     return call
 
 
-async def main(nats_url: str, database_url: str, objects_url: str, step: str, when: str) -> None:
+async def main(nats_url: str, database_url: str, objects_url: str, duty: str, step: str, when: str) -> None:
     bus = await EventBus.connect(nats_url, name="dying")
     objects = open_object_store(objects_url)
-    archives = LogArchives(Database(create_engine(database_url)))
+    database = Database(create_engine(database_url))
+    archives = LogArchives(database)
     component, _, method = step.partition(".")
-    target = {"bus": bus, "objects": objects, "archives": archives}[component]
+    target = {"bus": bus, "objects": objects, "archives": archives, "database": database}[component]
     setattr(target, method, deadly(getattr(target, method), when))
-    archiver = LogArchiver(bus, objects, archives, final_wait=0, purge_after=0)
-    await archiver.archive_due()
-    await archiver.purge_due()
+    if duty == "archiver":
+        archiver = LogArchiver(bus, objects, archives, final_wait=0, purge_after=0)
+        await archiver.archive_due()
+        await archiver.purge_due()
+    else:
+        await Reaper(database, bus, objects).reap_due()
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -2,19 +2,17 @@
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from servicekit import subjects
-from services.task_service.tests.streams.world import OWNER, World
+from services.task_service.tests.streams.world import OWNER, World, run_until_killed
 from task_service.domain.lifecycle import State
 from task_service.streams.archives import log_key
 from task_service.streams.log_archiver import LogArchiver
 from tests.support.waiting import eventually
 
-DYING = Path(__file__).with_name("dying.py")
 STEPS = ["objects.put_file", "archives.store", "objects.stat", "bus.purge", "archives.purged"]
 
 
@@ -97,9 +95,7 @@ async def test_dying_at_any_step_loses_and_repeats_nothing(world: World, tmp_pat
     # The second run: what it adds is stored by an archiver that dies.
     await world.set_task(task, state=State.COMPLETED, attempt=2)
     await world.log(task.id, ["again"], attempt=2, final=True)
-    command = [sys.executable, DYING, world.server.url, f"sqlite:///{tmp_path}/tasks.db", f"file://{tmp_path}/objects"]
-    process = await asyncio.create_subprocess_exec(*command, step, when)
-    assert await process.wait() == -signal.SIGKILL
+    assert await run_until_killed(world, tmp_path, "archiver", step, when) == -signal.SIGKILL
     assert await read_texts(world, task.id) == [*(line[2:] for line in expected), "again"]
     await settle(world.archiver())
     assert await text_of(world, task.id) == [*expected, "2 again"]

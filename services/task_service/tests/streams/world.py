@@ -1,9 +1,12 @@
 """A real broker, database and object store, and a task whose life a test plays by hand."""
 
+import asyncio
 import secrets
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import update
 
@@ -27,6 +30,7 @@ from tunesmith.task.v1 import event_pb2, task_pb2
 
 OWNER = Principal("ann", Role.USER)
 STRANGER = Principal("bob", Role.USER)
+DYING = Path(__file__).with_name("dying.py")
 QUICK = TailTimes(idle=0.1, ending=0.02, recheck=0.2, final_wait=0.5)
 
 
@@ -109,3 +113,10 @@ class World:
 
     async def consumer_count(self, stream: str) -> int:
         return int((await self.bus._js.stream_info(stream)).state.consumer_count)
+
+
+async def run_until_killed(world: World, directory: Path, duty: str, step: str, when: str) -> int:
+    """Runs a duty in a process that kills itself before or after a step; its exit status."""
+    addresses = [world.server.url, f"sqlite:///{directory}/tasks.db", f"file://{directory}/objects"]
+    process = await asyncio.create_subprocess_exec(sys.executable, DYING, *addresses, duty, step, when)
+    return await process.wait()
