@@ -55,7 +55,12 @@ class FactConsumer:
         )
         try:
             while True:
-                await self.handle(await consumer.fetch(BATCH))
+                messages = await consumer.fetch(BATCH)
+                try:
+                    await self.handle(messages)
+                except Unavailable as error:
+                    # What was not acknowledged comes again and is known by its sequence then.
+                    logger.warning("facts were recorded, but not all acknowledged: %s", error.message)
         finally:
             await self._bus.release(consumer)
 

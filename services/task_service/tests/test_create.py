@@ -1,0 +1,256 @@
+"""Accepting tasks: once for each request id, checked, with every default filled in."""
+
+import asyncio
+
+import pytest
+
+from servicekit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Problem,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from servicekit.grpc_client import open_channel
+from services.task_service.tests.harness import Client, Service, create_request, language_model_spec
+from task_service.spec_check import TrainerSpecChecker
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+
+DEFAULT, USER = task_pb2.PARAMETER_SOURCE_DEFAULT, task_pb2.PARAMETER_SOURCE_USER
+
+
+async def test_a_task_is_accepted_and_queued(service: Service, alice: Client) -> None:
+    task = await alice.create("first", description="text", labels={"surface": "native"})
+    assert (task.state, task.run, task.attempt, task.number) == (task_pb2.STATE_PENDING, 1, 0, 1)
+    assert (task.name, task.description, task.owner, task.pool) == ("first", "text", "alice", "default")
+    assert task.owner_number == 1
+    assert len(task.id) == 26
+    assert task.id == task.id.lower()
+    assert task.HasField("create_time")
+    assert not task.HasField("start_time")
+    assert dict(task.labels) == {"surface": "native"}
+    assert await alice.get(task.id) == task
+    await service.send_outbox()
+    assert await service.queued(task) == 1
+    assert await service.event_types(task.id) == ["task.created"]
+
+
+async def test_events_carry_cloud_event_headers(service: Service, alice: Client) -> None:
+    task = await alice.create()
+    await service.send_outbox()
+    replay = service.bus.replay("EVENTS", f"tunesmith.v1.task.created.{task.id}")
+    message = await anext(replay)
+    await replay.aclose()
+    headers = message.headers
+    assert headers["ce-specversion"] == "1.0"
+    assert headers["ce-type"] == "tunesmith.v1.task.created"
+    assert headers["ce-subject"] == task.id
+    assert headers["ce-id"] == headers["Nats-Msg-Id"]
+
+
+async def test_defaults_are_filled_and_remembered_as_such(alice: Client) -> None:
+    spec = language_model_spec(learning_rate=1e-3, num_train_epochs=5, per_device_train_batch_size=2)
+    task = await alice.create(spec=spec, default_fields=["finetune.training.num_train_epochs"])
+    training = task.spec.finetune.training
+    assert (training.learning_rate, training.num_train_epochs, training.seed) == (1e-3, 5, 42)
+    assert (training.per_device_eval_batch_size, training.eval_steps, training.logging_steps) == (2, 10, 10)
+    assert task.spec.finetune.language_model.lora.r == 8
+    assert not task.spec.finetune.language_model.HasField("quantization")
+    sources = task.parameter_sources
+    assert sources["finetune.training.learning_rate"] == USER
+    assert sources["finetune.training.num_train_epochs"] == DEFAULT
+    assert sources["finetune.training.seed"] == DEFAULT
+    assert sources["finetune.language_model.lora.r"] == DEFAULT
+    assert sources["finetune.base_model"] == USER
+
+
+async def test_full_training_has_no_adapter(alice: Client) -> None:
+    spec = language_model_spec()
+    spec.finetune.language_model.method = spec_pb2.METHOD_FULL
+    task = await alice.create(spec=spec)
+    assert not task.spec.finetune.language_model.HasField("lora")
+
+
+async def test_the_same_request_makes_one_task(service: Service, alice: Client) -> None:
+    first = await alice.create(request_id="r1")
+    service.checker.found = [Problem("finetune.dataset.path", "gone since")]
+    assert await alice.create(request_id="r1") == first
+    assert (await alice.page(with_total=True)).total_size == 1
+
+
+async def test_a_request_id_with_another_body_is_refused(alice: Client) -> None:
+    first = await alice.create(request_id="r1")
+    with pytest.raises(AlreadyExists, match="another body") as caught:
+        await alice.create("other", request_id="r1")
+    assert caught.value.reason == "REQUEST_ID_USED"
+    assert caught.value.metadata == {"task_id": first.id}
+
+
+async def test_request_ids_are_each_owners_own(alice: Client, bob: Client) -> None:
+    first, second = await alice.create(request_id="r1"), await bob.create(request_id="r1")
+    assert first.id != second.id
+
+
+async def test_the_request_id_of_a_deleted_task_is_used(alice: Client) -> None:
+    task = await alice.create(request_id="r1")
+    await alice.delete(task.id)
+    with pytest.raises(AlreadyExists, match="deleted"):
+        await alice.create(request_id="r1")
+
+
+async def test_concurrent_submits_make_one_task(service: Service, alice: Client) -> None:
+    tasks = await asyncio.gather(*(alice.create(request_id="r1") for _ in range(12)))
+    assert len({task.id for task in tasks}) == 1
+    assert (await alice.page(with_total=True)).total_size == 1
+    await service.send_outbox()
+    assert await service.event_types(tasks[0].id) == ["task.created"]
+
+
+async def test_concurrent_first_tasks_of_many_users(service: Service) -> None:
+    clients = [service.client(f"user{index % 4}") for index in range(12)]
+    tasks = await asyncio.gather(*(client.create() for client in clients))
+    assert len({task.number for task in tasks}) == 12
+    owners = {(task.owner, task.owner_number) for task in tasks}
+    assert len(owners) == 4
+    assert len({number for _, number in owners}) == 4
+
+
+async def test_every_problem_is_reported_at_once(service: Service, alice: Client) -> None:
+    service.checker.found = [
+        Problem("finetune.base_model", "does not exist"),
+        Problem("finetune.dataset.path", "is empty"),
+    ]
+    with pytest.raises(InvalidArgument) as caught:
+        await alice.create("bad\0name", depends_on=["nothing"], labels={"": "x"})
+    assert {problem.field for problem in caught.value.problems} == {
+        "name",
+        "labels['']",
+        "depends_on[0]",
+        "finetune.base_model",
+        "finetune.dataset.path",
+    }
+    assert (await alice.page(with_total=True)).total_size == 0
+
+
+async def test_ranges_are_checked_by_the_contract(alice: Client) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await alice.create(spec=language_model_spec(learning_rate=float("nan"), num_train_epochs=-1))
+    fields = {problem.field for problem in caught.value.problems}
+    assert fields == {"spec.finetune.training.learning_rate", "spec.finetune.training.num_train_epochs"}
+
+
+async def test_validate_only_creates_nothing(service: Service, alice: Client) -> None:
+    task = await alice.create(validate_only=True, request_id="r1")
+    assert task.id == ""
+    assert task.spec.finetune.training.seed == 42
+    assert (await alice.page(with_total=True)).total_size == 0
+    service.checker.found = [Problem("finetune.dataset.path", "is empty")]
+    with pytest.raises(InvalidArgument):
+        await alice.create(validate_only=True)
+
+
+def finetune(**fields: object) -> spec_pb2.TaskSpec:
+    spec = language_model_spec()
+    spec.finetune.ClearField("language_model")
+    spec.finetune.MergeFrom(spec_pb2.FinetuneSpec(**fields))  # type: ignore[arg-type]
+    return spec
+
+
+LM = spec_pb2.LanguageModelParameters
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (spec_pb2.TaskSpec(evaluate=spec_pb2.EvaluateSpec(source_task_id="x")), "KIND_NOT_AVAILABLE"),
+        (
+            spec_pb2.TaskSpec(export=spec_pb2.ExportSpec(source_task_id="x", format=spec_pb2.EXPORT_FORMAT_GGUF)),
+            "KIND_NOT_AVAILABLE",
+        ),
+        (
+            spec_pb2.TaskSpec(prepare=spec_pb2.PrepareSpec(dataset=spec_pb2.DatasetSource(path="d"))),
+            "KIND_NOT_AVAILABLE",
+        ),
+        (finetune(image_classifier=spec_pb2.ImageClassifierParameters()), "MODALITY_NOT_AVAILABLE"),
+        (finetune(object_detector=spec_pb2.ObjectDetectorParameters()), "MODALITY_NOT_AVAILABLE"),
+        (finetune(text_to_image=spec_pb2.TextToImageParameters()), "MODALITY_NOT_AVAILABLE"),
+        (finetune(language_model=LM(method=spec_pb2.METHOD_QLORA)), "METHOD_NOT_AVAILABLE"),
+        (finetune(language_model=LM(objective=spec_pb2.OBJECTIVE_PRETRAINING)), "OBJECTIVE_NOT_AVAILABLE"),
+        (
+            finetune(language_model=LM(), dataset=spec_pb2.DatasetSource(dataset_id="d")),
+            "DATASET_UPLOADS_NOT_AVAILABLE",
+        ),
+    ],
+)
+async def test_what_this_version_cannot_do_is_said(alice: Client, spec: spec_pb2.TaskSpec, reason: str) -> None:
+    with pytest.raises(Unimplemented) as caught:
+        await alice.create(spec=spec)
+    assert caught.value.reason == reason
+
+
+async def test_the_trainer_may_refuse_too(service: Service, alice: Client) -> None:
+    service.checker.error = Unimplemented("no tensor cores", reason="METHOD_NOT_AVAILABLE")
+    with pytest.raises(Unimplemented, match="no tensor cores"):
+        await alice.create()
+
+
+async def test_an_unreachable_trainer_does_not_block(unused_tcp_port: int) -> None:
+    channel = open_channel(f"127.0.0.1:{unused_tcp_port}")
+    assert await TrainerSpecChecker(channel, 5.0).problems(language_model_spec()) == []
+    await channel.close()
+
+
+async def test_an_error_of_the_trainer_is_not_taken_for_consent(service: Service, alice: Client) -> None:
+    service.checker.error = FailedPrecondition("the trainer is misconfigured")
+    with pytest.raises(FailedPrecondition):
+        await alice.create()
+
+
+async def test_the_output_of_a_task_needs_a_dependency(alice: Client) -> None:
+    first = await alice.create()
+    spec = language_model_spec()
+    spec.finetune.base_model = f"task:{first.id}"
+    with pytest.raises(InvalidArgument, match="depends_on"):
+        await alice.create(spec=spec)
+    assert (await alice.create(spec=spec, depends_on=[first.id])).depends_on == [first.id]
+
+
+async def test_dependencies_must_be_the_callers_own(alice: Client, bob: Client) -> None:
+    foreign = await bob.create()
+    with pytest.raises(InvalidArgument, match="there is no task"):
+        await alice.create(depends_on=[foreign.id])
+
+
+async def test_nothing_without_a_token(service: Service) -> None:
+    channel = open_channel(service.target)
+    stub = task_service_pb2_grpc.TaskServiceStub(channel)
+    with pytest.raises(Unauthenticated):
+        await stub.CreateTask(create_request())
+    await channel.close()
+
+
+async def test_another_users_task_does_not_exist(service: Service, alice: Client, bob: Client) -> None:
+    task = await alice.create()
+    for call in (bob.get(task.id), bob.stop(task.id), bob.resume(task.id), bob.delete(task.id, True)):
+        with pytest.raises(NotFound, match="there is no task"):
+            await call
+    with pytest.raises(NotFound):
+        await bob.checkpoints(task.id)
+    with pytest.raises(NotFound):
+        await bob.stub.GetTask(task_service_pb2.GetTaskRequest(number=task.number))
+    assert (await alice.stub.GetTask(task_service_pb2.GetTaskRequest(number=task.number))).task == task
+
+
+async def test_get_needs_exactly_one_id(alice: Client) -> None:
+    for request in (task_service_pb2.GetTaskRequest(), task_service_pb2.GetTaskRequest(task_id="x", number=1)):
+        with pytest.raises(InvalidArgument):
+            await alice.stub.GetTask(request)
+
+
+async def test_unavailable_is_not_an_answer_of_the_checker(service: Service, alice: Client) -> None:
+    service.checker.error = Unavailable("a checker must not let this through")
+    with pytest.raises(Unavailable):
+        await alice.create()
