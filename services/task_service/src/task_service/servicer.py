@@ -11,6 +11,7 @@ from task_service.commands.query import Queries
 from task_service.commands.steer import Steering
 from task_service.commands.work import Work
 from task_service.streams.log_reader import LogReader
+from task_service.streams.metrics import MetricReader
 from task_service.streams.watch import TaskWatcher
 from tunesmith.task.v1 import task_service_pb2 as pb
 from tunesmith.task.v1 import task_service_pb2_grpc
@@ -28,6 +29,7 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
     queries: Queries
     watcher: TaskWatcher
     logs: LogReader
+    metrics: MetricReader
 
     async def CreateTask(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
         return pb.CreateTaskResponse(task=await self.create(current_principal(), request))
@@ -65,6 +67,16 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
         async with aclosing(self.watcher.watch(current_principal(), request.task_id, request.cursor)) as events:
             async for event, cursor in events:
                 yield pb.WatchTaskResponse(event=event, cursor=cursor)
+
+    async def ListMetrics(self, request: pb.ListMetricsRequest, context: Context) -> pb.ListMetricsResponse:
+        series = await self.metrics.series(
+            current_principal(),
+            request.task_id,
+            names=request.names,
+            max_points=request.max_points,
+            after_step=request.after_step,
+        )
+        return pb.ListMetricsResponse(series=series)
 
     async def ReadLog(self, request: pb.ReadLogRequest, context: Context) -> pb.ReadLogResponse:
         lines, total = await self.logs.read(

@@ -26,8 +26,12 @@ from task_service.servicer import TaskServicer
 from task_service.settings import TaskServiceSettings
 from task_service.spec_check import SpecChecker, TrainerSpecChecker
 from task_service.streams.archives import LogArchives
+from task_service.streams.deadletters import DeadLetters
 from task_service.streams.log_archiver import LogArchiver
 from task_service.streams.log_reader import LogReader
+from task_service.streams.metrics import MetricReader
+from task_service.streams.reaper import Reaper
+from task_service.streams.undeliverable import Undeliverable
 from task_service.streams.watch import TaskWatcher
 from task_service.unavailable import unavailable
 from tunesmith.task.v1 import (
@@ -51,6 +55,7 @@ def servicers(core: Core, bus: EventBus, objects: ObjectStore, checker: SpecChec
         queries=Queries(core.database),
         watcher=TaskWatcher(bus, core.database),
         logs=LogReader(bus, objects, LogArchives(core.database)),
+        metrics=MetricReader(core.database),
     )
     tasks = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"]
     datasets = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
@@ -86,6 +91,8 @@ def duties(core: Core, bus: EventBus, objects: ObjectStore, settings: TaskServic
         ).run,
         "garbage collector": GarbageCollector(core.database, objects).run,
         "log archiver": LogArchiver(bus, objects, LogArchives(core.database)).run,
+        "dead letters": DeadLetters(bus, Undeliverable(core)).run,
+        "reaper": Reaper(core.database, bus, objects).run,
     }
 
 
