@@ -2,6 +2,7 @@
 
 from eval_service.servicer import EvalServicer
 from eval_service.settings import EvalSettings
+from servicekit import telemetry
 from servicekit.grpc_server import Servicer, running_server
 from servicekit.runtime import shutdown_event
 from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
@@ -17,5 +18,7 @@ def servicers() -> list[Servicer]:
 async def run(settings: EvalSettings) -> None:
     """Serves until TERM or INT."""
     stop = shutdown_event()
+    telemetry.configure("eval-service", settings.otlp_endpoint)
     async with running_server(settings, servicers()):
         await stop.wait()
+    telemetry.shutdown()

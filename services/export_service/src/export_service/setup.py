@@ -2,6 +2,7 @@
 
 from export_service.servicer import ExportServicer
 from export_service.settings import ExportSettings
+from servicekit import telemetry
 from servicekit.grpc_server import Servicer, running_server
 from servicekit.runtime import shutdown_event
 from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
@@ -17,5 +18,7 @@ def servicers() -> list[Servicer]:
 async def run(settings: ExportSettings) -> None:
     """Serves until TERM or INT."""
     stop = shutdown_event()
+    telemetry.configure("export-service", settings.otlp_endpoint)
     async with running_server(settings, servicers()):
         await stop.wait()
+    telemetry.shutdown()
