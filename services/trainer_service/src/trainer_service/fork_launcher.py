@@ -22,6 +22,30 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 10.0
 RESTART_SECONDS = 0.2
 RESTART_CEILING_SECONDS = 10.0
+SECRET_PREFIXES = ("TUNESMITH_", "AWS_", "MINIO_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what the platform's own processes are told: addresses, passwords, keys."""
+    return {name: value for name, value in environment.items() if not name.startswith(SECRET_PREFIXES)}
+
+
+class Warmth:
+    """Whether children can be started, for those who wait for a change."""
+
+    def __init__(self) -> None:
+        self._warm, self._cold = asyncio.Event(), asyncio.Event()
+        self._cold.set()
+
+    def __bool__(self) -> bool:
+        return self._warm.is_set()
+
+    def set(self, warm: bool) -> None:
+        (self._warm if warm else self._cold).set()
+        (self._cold if warm else self._warm).clear()
+
+    async def wait(self, warm: bool) -> None:
+        await (self._warm if warm else self._cold).wait()
 
 
 class ForkedChild:
@@ -59,7 +83,7 @@ class ForkedChild:
 class _Server:
     """One fork server process and the socket to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, warm: asyncio.Event) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, warm: Warmth) -> None:
         loop = asyncio.get_running_loop()
         self.process = process
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -73,18 +97,24 @@ class _Server:
         loop.add_reader(control.fileno(), self._read)
 
     @classmethod
-    def spawn(cls, preload: str, entry: str, warm: asyncio.Event) -> "_Server":
+    def spawn(cls, preload: str, entry: str, warm: Warmth) -> "_Server":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         command = [sys.executable, "-m", "trainer_service.fork_server", str(theirs.fileno()), preload, entry]
         with theirs:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=without_secrets(os.environ),
             )
         return cls(process, ours, warm)
 
     def request(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Sends a request; one that cannot be sent means that the fork server is gone or hangs, and ends it."""
+        if self.gone.done():
+            return
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], list(descriptors))
         except OSError as error:
@@ -92,7 +122,7 @@ class _Server:
             self._give_up()
 
     def _give_up(self) -> None:
-        self._warm.clear()
+        self._warm.set(False)
         self.process.kill()
 
     async def start(self, job_dir: Path, env: Mapping[str, str], entry: str | None) -> ForkedChild:
@@ -140,7 +170,7 @@ class _Server:
         match message["op"]:
             case "ready":
                 self.ready.set_result(None)
-                self._warm.set()
+                self._warm.set(True)
             case "started" if job in self._streams:
                 child = ForkedChild(self, job, message["pid"], *self._streams[job])
                 self._children[job] = child
@@ -154,7 +184,7 @@ class _Server:
                     gone.exited.set_result(ChildExit(message["status"], message["peak_memory"]))
 
     def _lost(self) -> None:
-        self._warm.clear()
+        self._warm.set(False)
         asyncio.get_running_loop().remove_reader(self._control.fileno())
         self._control.close()
         for child in self._children.values():
@@ -186,12 +216,12 @@ class ForkLauncher:
         self._preload = preload
         self._entry = entry
         self._server: _Server | None = None
-        self._warm = asyncio.Event()
+        self._warm = Warmth()
 
     @property
     def warm(self) -> bool:
         """Whether a child can be started right now."""
-        return self._warm.is_set()
+        return bool(self._warm)
 
     @property
     def pid(self) -> int | None:
@@ -200,7 +230,11 @@ class ForkLauncher:
 
     async def wait_warm(self) -> None:
         """Waits until a child can be started."""
-        await self._warm.wait()
+        await self._warm.wait(True)
+
+    async def wait_cold(self) -> None:
+        """Waits until no child can be started, because the fork server died."""
+        await self._warm.wait(False)
 
     async def run(self) -> None:
         """Keeps a fork server alive until cancelled, then ends it with its children."""

@@ -50,11 +50,12 @@ class LineReader(asyncio.Protocol):
             self._transport.close()
 
     async def __aiter__(self) -> AsyncIterator[list[bytes]]:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            lines, self._lines = self._lines, []
-            if lines:
-                yield lines
-            if self._closed and not self._lines:
-                return
+        try:
+            while not (self._closed and not self._lines):
+                await self._news.wait()
+                self._news.clear()
+                lines, self._lines = self._lines, []
+                if lines:
+                    yield lines
+        finally:
+            self.close()

@@ -1,0 +1,197 @@
+"""Checks a whole specification: at submit, and again before training."""
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelkit import datasets
+from modelkit.base_models import BaseModels
+from modelkit.datasets import DatasetFiles
+from modelkit.errors import ModelkitError
+from modelkit.errors import Problem as ModelkitProblem
+from modelkit.paths import AllowedRoots
+from servicekit.errors import Problem, Unimplemented
+from trainer_service.datasets import DatasetChecks
+from trainer_service.devices import gpus
+from trainer_service.recipes.errors import InvalidJob
+from trainer_service.recipes.support import unfit, unsupported
+from trainer_service.worker.output import may_be_written
+from tunesmith.task.v1 import spec_pb2
+
+TASK_PREFIX = "task:"
+METHODS = frozenset({spec_pb2.METHOD_UNSPECIFIED, spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA})
+OBJECTIVES = frozenset({spec_pb2.OBJECTIVE_UNSPECIFIED, spec_pb2.OBJECTIVE_SUPERVISED})
+
+
+@dataclass(slots=True)
+class CheckedSpec:
+    """What a specification stands for on this machine; everything is set that has no problem."""
+
+    problems: list[Problem] = field(default_factory=list)
+    model_dir: Path | None = None
+    dataset: DatasetFiles | None = None
+    rows: int = 0
+    output_dir: Path | None = None
+
+    def refuse(self, path: str, message: str) -> None:
+        """Notes a problem of a field."""
+        self.problems.append(Problem(path, message))
+
+    def take(self, error: ModelkitError) -> None:
+        """Notes every problem of an error."""
+        self.problems += [Problem(problem.field, problem.message) for problem in error.problems]
+
+
+def base_task(base_model: str) -> str:
+    """Id of the task whose output is the base model, empty for any other base model."""
+    return base_model.removeprefix(TASK_PREFIX) if base_model.startswith(TASK_PREFIX) else ""
+
+
+def require_available(spec: spec_pb2.TaskSpec) -> None:
+    """Raises Unimplemented for work that this version cannot do."""
+    kind = spec.WhichOneof("work") or "nothing"
+    if kind != "finetune":
+        raise Unimplemented(f"a trainer does not do tasks of kind {kind}", reason="KIND_NOT_AVAILABLE")
+    modality = spec.finetune.WhichOneof("modality") or "nothing"
+    if modality != "language_model":
+        words = modality.replace("_", " ")
+        raise Unimplemented(f"training of {words} is not available yet", reason="MODALITY_NOT_AVAILABLE")
+    parameters = spec.finetune.language_model
+    if parameters.method not in METHODS:
+        name = spec_pb2.Method.Name(parameters.method)
+        raise Unimplemented(f"{name} is not available yet; use METHOD_LORA", reason="METHOD_NOT_AVAILABLE")
+    if parameters.objective not in OBJECTIVES:
+        name = spec_pb2.Objective.Name(parameters.objective)
+        raise Unimplemented(f"{name} is not available yet", reason="OBJECTIVE_NOT_AVAILABLE")
+
+
+class SpecChecks:
+    """Checks specifications against this machine. Blocks while it reads; call it in a thread."""
+
+    def __init__(self, roots: AllowedRoots, models: BaseModels, known_datasets: DatasetChecks) -> None:
+        self.roots = roots
+        self.models = models
+        self._datasets = known_datasets
+
+    def check(self, spec: spec_pb2.TaskSpec, *, task_id: str = "") -> CheckedSpec:
+        """Everything that is wrong, all at once. Raises Unimplemented for work that this version cannot do.
+
+        task_id is the task that trains, whose own former output may be replaced.
+        """
+        require_available(spec)
+        finetune = spec.finetune
+        checked = CheckedSpec()
+        _check_parameters(finetune, checked)
+        self._check_model(finetune, checked)
+        self._check_dataset(finetune, checked)
+        self._check_output(finetune, checked, task_id)
+        _check_devices(finetune.devices, checked)
+        return checked
+
+    def dataset(self, source: spec_pb2.DatasetSource, *, path: str = "dataset") -> DatasetFiles:
+        """The files of a dataset. Raises ModelkitError, or Unimplemented for sources this version cannot read."""
+        kind = source.WhichOneof("source")
+        if kind != "path":
+            message = "uploaded datasets" if kind == "dataset_id" else "datasets in an object store"
+            raise Unimplemented(f"{message} are not available yet; give a path", reason="DATASET_SOURCE_NOT_AVAILABLE")
+        problems: list[ModelkitProblem] = []
+        found: dict[str, Path] = {}
+        for name in ("path", "validation_path"):
+            try:
+                if value := getattr(source, name):
+                    found[name] = self.roots.resolve(value, field=f"{path}.{name}")
+            except ModelkitError as error:
+                problems += error.problems
+        if problems:
+            raise ModelkitError(problems)
+        validation = found.get("validation_path")
+        return datasets.locate(found["path"], validation=validation, roots=self.roots, field=f"{path}.path")
+
+    def _check_model(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+        name = "finetune.base_model"
+        if finetune.base_model.startswith(TASK_PREFIX):
+            if not base_task(finetune.base_model):
+                checked.refuse(name, "write task:<id> with the id of a task that this one depends on")
+            return
+        try:
+            model = self.models.resolve(finetune.base_model, field=name)
+        except ModelkitError as error:
+            checked.take(error)
+            return
+        checked.model_dir = model.directory
+        with contextlib.suppress(InvalidJob):  # told by _check_parameters
+            checked.problems += unfit(finetune, model.config)
+
+    def _check_dataset(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+        name = "finetune.dataset.path"
+        try:
+            files = self.dataset(finetune.dataset, path="finetune.dataset")
+            report = self._datasets.check(files)
+        except ModelkitError as error:
+            checked.take(error)
+            return
+        except OSError as error:
+            checked.refuse(name, f"cannot be read: {error}")
+            return
+        for problem in report.problems:
+            checked.refuse(name, str(problem))
+        checked.dataset, checked.rows = files, report.rows
+        evaluates = finetune.training.eval_strategy in (
+            spec_pb2.INTERVAL_STRATEGY_STEPS,
+            spec_pb2.INTERVAL_STRATEGY_EPOCH,
+        )
+        if evaluates and files.validation is None and not finetune.language_model.eval_ratio:
+            message = "there is nothing to evaluate on: give validation data, or an eval_ratio above 0"
+            checked.refuse("finetune.training.eval_strategy", message)
+
+    def _check_output(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, task_id: str) -> None:
+        if not finetune.output_dir:
+            return
+        name = "finetune.output_dir"
+        try:
+            target = self.roots.resolve(finetune.output_dir, field=name, must_exist=False)
+        except ModelkitError as error:
+            checked.take(error)
+            return
+        if target in self.roots.roots:
+            checked.refuse(name, f"{target} is an allowed directory itself; name a directory in it")
+        elif problem := _unwritable(target):
+            checked.refuse(name, problem)
+        elif not may_be_written(target, task_id):
+            checked.refuse(name, f"{target} is not empty; choose another directory, or empty it")
+        checked.output_dir = target
+
+
+def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+    try:
+        checked.problems += unsupported(finetune)
+    except InvalidJob as error:
+        for problem in error.problems or (error.message,):
+            checked.refuse("finetune", problem)
+
+
+def _unwritable(target: Path) -> str:
+    """Why nothing can be written at a path; empty when it can."""
+    ancestor = target
+    while not os.path.lexists(ancestor):
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        return f"{ancestor} is not a directory"
+    parent = target.parent if ancestor == target else ancestor
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} cannot be written to"
+    return ""
+
+
+def _check_devices(devices: spec_pb2.DeviceRequest, checked: CheckedSpec) -> None:
+    if not devices.cuda_visible_devices:
+        return
+    name = "finetune.devices.cuda_visible_devices"
+    wanted = devices.cuda_visible_devices.split(",")
+    present = [device.id for device in gpus()]
+    if missing := [device for device in wanted if device not in present]:
+        there = f"this worker has {', '.join(present)}" if present else "this worker has no CUDA device; leave it empty"
+        checked.refuse(name, f"there is no device {', '.join(missing)}: {there}")
+    if len(set(wanted)) < len(wanted):
+        checked.refuse(name, f"{devices.cuda_visible_devices!r} names a device twice")

@@ -1,0 +1,109 @@
+"""Devices of this machine, asked of the driver itself: the service process never loads torch."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pynvml  # type: ignore[import-untyped]
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device; memory in bytes."""
+
+    id: str
+    name: str
+    type: str
+    memory_total: int
+    memory_free: int
+    cores: int = 0
+
+
+def cpu() -> Device:
+    """The processor and the machine's memory."""
+    memory = _meminfo()
+    total, free = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
+    return Device("cpu", _cpu_name(), "cpu", total, free, os.cpu_count() or 1)
+
+
+def _meminfo() -> dict[str, int]:
+    """What the kernel says of the machine's memory, in bytes."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
+    return {}
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def gpus() -> list[Device]:
+    """The CUDA devices that this process may use, numbered in the order of the PCI bus; none without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        found = [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+    allowed = os.environ.get(VISIBLE)
+    return found if allowed is None else [device for device in found if device.id in allowed.split(",")]
+
+
+def _gpu(index: int) -> Device:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Device(str(index), _text(pynvml.nvmlDeviceGetName(handle)), "cuda", int(memory.total), int(memory.free))
+
+
+def driver_version() -> str:
+    """Version of the NVIDIA driver; empty without one."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ""
+    try:
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+class DevicePool:
+    """Hands out the devices of this worker, so that two tasks at once get different GPUs."""
+
+    def __init__(self) -> None:
+        self._in_use: list[str] = []
+
+    @contextlib.contextmanager
+    def reserved(self, wanted: str) -> Iterator[str]:
+        """The ids to train on: those wanted, or else the least used GPU with most memory; empty for the CPU."""
+        ids = wanted.split(",") if wanted else self._default()
+        self._in_use += ids
+        try:
+            yield ",".join(ids)
+        finally:
+            for name in ids:
+                self._in_use.remove(name)
+
+    def _default(self) -> list[str]:
+        free = sorted(gpus(), key=lambda device: (self._in_use.count(device.id), -device.memory_free))
+        return [free[0].id] if free else []

@@ -1,0 +1,138 @@
+"""The gRPC face of the trainer: converts, calls, converts."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from modelkit import datasets
+from modelkit.base_models import BaseModels
+from modelkit.datasets import DatasetFiles, DatasetProblem, Message
+from modelkit.errors import ModelkitError
+from servicekit.errors import InvalidArgument, Problem, Unimplemented
+from trainer_service import devices
+from trainer_service.checks import SpecChecks
+from trainer_service.datasets import DatasetCheck, DatasetChecks
+from trainer_service.environment import Environment
+from tunesmith.task.v1 import spec_pb2
+from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
+from tunesmith.trainer.v1 import trainer_service_pb2_grpc
+
+T = TypeVar("T")
+
+DEFAULT_PREVIEW_ROWS = 5
+
+
+class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
+    """Answers about devices, models, data and specifications. What reads files runs in threads."""
+
+    def __init__(
+        self, checks: SpecChecks, models: BaseModels, known_datasets: DatasetChecks, environment: Environment
+    ) -> None:
+        self._checks = checks
+        self._models = models
+        self._datasets = known_datasets
+        self._environment = environment
+
+    async def ListDevices(self, request: trainer.ListDevicesRequest, context: Any) -> trainer.ListDevicesResponse:
+        found = await asyncio.to_thread(lambda: [devices.cpu(), *devices.gpus()])
+        return trainer.ListDevicesResponse(devices=[_device(device) for device in found])
+
+    async def CheckEnvironment(
+        self, request: trainer.CheckEnvironmentRequest, context: Any
+    ) -> trainer.CheckEnvironmentResponse:
+        checks = await self._environment.check()
+        answers = [
+            trainer.EnvironmentCheck(
+                name=check.name, ok=check.ok, found=check.found, advice="" if check.ok else check.advice
+            )
+            for check in checks
+        ]
+        return trainer.CheckEnvironmentResponse(checks=answers, ready=all(check.ok for check in checks if check.needed))
+
+    async def EstimateResources(
+        self, request: trainer.EstimateResourcesRequest, context: Any
+    ) -> trainer.EstimateResourcesResponse:
+        raise Unimplemented("estimates are not available yet", reason="ESTIMATES_NOT_AVAILABLE")
+
+    async def ListBaseModels(
+        self, request: trainer.ListBaseModelsRequest, context: Any
+    ) -> trainer.ListBaseModelsResponse:
+        offered = await asyncio.to_thread(self._models.offered, request.modality)
+        models = [
+            trainer.BaseModel(
+                id=model.entry.id,
+                name=model.entry.name,
+                family=model.entry.family,
+                parameters=model.entry.parameters,
+                description=model.entry.description,
+                vram_gb=model.entry.vram_gb,
+                local=model.local,
+            )
+            for model in offered
+        ]
+        return trainer.ListBaseModelsResponse(models=models)
+
+    async def ValidateDataset(
+        self, request: trainer.ValidateDatasetRequest, context: Any
+    ) -> trainer.ValidateDatasetResponse:
+        report = await asyncio.to_thread(self._validate, request.dataset)
+        return trainer.ValidateDatasetResponse(
+            valid=not report.problems,
+            rows=report.rows,
+            format=report.format,
+            problems=[_dataset_problem(problem) for problem in report.problems],
+        )
+
+    async def PreviewDataset(
+        self, request: trainer.PreviewDatasetRequest, context: Any
+    ) -> trainer.PreviewDatasetResponse:
+        rows = request.rows or DEFAULT_PREVIEW_ROWS
+        conversations = await asyncio.to_thread(self._preview, request.dataset, rows)
+        samples = [
+            trainer.Sample(messages=[trainer.ChatMessage(**message) for message in conversation])
+            for conversation in conversations
+        ]
+        return trainer.PreviewDatasetResponse(samples=samples)
+
+    async def CheckSpec(self, request: trainer.CheckSpecRequest, context: Any) -> trainer.CheckSpecResponse:
+        checked = await asyncio.to_thread(self._checks.check, request.spec)
+        problems = [trainer.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
+        return trainer.CheckSpecResponse(problems=problems)
+
+    def _validate(self, source: spec_pb2.DatasetSource) -> DatasetCheck:
+        return self._read(source, self._datasets.check)
+
+    def _preview(self, source: spec_pb2.DatasetSource, rows: int) -> list[list[Message]]:
+        return self._read(source, lambda files: datasets.preview(files, rows))
+
+    def _read(self, source: spec_pb2.DatasetSource, read: Callable[[DatasetFiles], T]) -> T:
+        """Result of read. Raises InvalidArgument when there is no dataset that it could read."""
+        try:
+            return read(self._checks.dataset(source))
+        except ModelkitError as error:
+            problems = [Problem(problem.field, problem.message) for problem in error.problems]
+            raise InvalidArgument(problems=problems, reason=error.reason) from error
+        except OSError as error:
+            raise InvalidArgument(problems=[Problem("dataset.path", f"cannot be read: {error}")]) from error
+
+
+def _device(device: devices.Device) -> trainer.Device:
+    return trainer.Device(
+        id=device.id,
+        name=device.name,
+        type=device.type,
+        memory_total=device.memory_total,
+        memory_free=device.memory_free,
+        cores=device.cores,
+    )
+
+
+def _dataset_problem(problem: DatasetProblem) -> trainer.DatasetProblem:
+    return trainer.DatasetProblem(
+        file=problem.file,
+        reason=problem.reason,
+        message=problem.message,
+        hint=problem.hint,
+        count=problem.count,
+        first_lines=problem.first_lines,
+    )

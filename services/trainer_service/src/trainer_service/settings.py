@@ -1,0 +1,49 @@
+"""Settings of the trainer service."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from servicekit.settings import ServiceSettings
+
+
+class TrainerSettings(ServiceSettings):
+    """Where it works, what it may read and write, and how patient it is. Times are in seconds."""
+
+    port: int = Field(50052, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    task_service_target: str = Field("127.0.0.1:50051", description="Address of the task service.")
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Directories with models, datasets and outputs, joined by colons."
+    )
+    output_root: Path = Field(
+        Path("/var/lib/tunesmith/outputs"), description="Finished models of tasks that name no directory."
+    )
+    work_dir: Path = Field(Path("/var/lib/tunesmith/work"), description="Scratch space: checkpoints before upload.")
+    pool: str = Field("default", pattern="^[a-z0-9-]{1,32}$", description="Pool of workers that this one is in.")
+    slots: int = Field(1, ge=0, le=64, description="Tasks trained at the same time; 0 only answers questions.")
+    lease_seconds: float = Field(30.0, gt=0, description="Silence after which the queue gives a task to another.")
+    stop_grace_seconds: float = Field(
+        60.0, ge=0, description="Time to save when a user stops a task; its label stop_grace_seconds wins."
+    )
+    release_seconds: float = Field(30.0, ge=0, description="Time to save and give tasks back when the service stops.")
+    stall_seconds: float = Field(1800.0, gt=0, description="Silence of a training process after which it is killed.")
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("allowed_roots", "output_root", "work_dir")
+    @classmethod
+    def _absolute(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        for path in value if isinstance(value, tuple) else (value,):
+            if not path.is_absolute():
+                raise ValueError(f"{path} is not an absolute path")
+        return value
+
+    def roots(self) -> tuple[Path, ...]:
+        """Every directory beneath which users may name paths."""
+        return (*self.allowed_roots, self.output_root)

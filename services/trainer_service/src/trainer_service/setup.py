@@ -1,0 +1,92 @@
+"""Wiring of the trainer service."""
+
+import asyncio
+import contextlib
+
+from modelkit.base_models import BaseModels
+from modelkit.paths import AllowedRoots
+from servicekit.bus import EventBus
+from servicekit.grpc_client import open_channel
+from servicekit.grpc_server import Server, Servicer, running_server
+from servicekit.objects import open_object_store
+from servicekit.runtime import shutdown_event
+from trainer_service.checks import SpecChecks
+from trainer_service.datasets import DatasetChecks
+from trainer_service.devices import DevicePool
+from trainer_service.environment import Environment
+from trainer_service.fork_launcher import ForkLauncher, running_launcher
+from trainer_service.servicer import TrainerServicer
+from trainer_service.settings import TrainerSettings
+from trainer_service.worker.attempt import Post
+from trainer_service.worker.loop import Worker, new_worker_id
+from trainer_service.worker.scratch import scratch_directory
+from trainer_service.worker.supervision import Patience
+from trainer_service.worker.training import Workshop
+from tunesmith.task.v1 import task_service_pb2, task_service_pb2_grpc
+from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
+
+NAME = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
+PRELOAD = "trainer_service.recipes.preload"
+ENTRY = "trainer_service.recipes.child:run"
+
+
+async def run(settings: TrainerSettings) -> None:
+    """Serves and trains until TERM or INT."""
+    stop = shutdown_event()
+    worker_id = new_worker_id()
+    store = open_object_store(settings.object_store_url)
+    await store.prepare()
+    bus = await EventBus.connect(
+        settings.nats_url, name=worker_id, user=settings.nats_user, password=settings.nats_password_value()
+    )
+    roots = AllowedRoots(settings.roots())
+    models, known_datasets = BaseModels(roots), DatasetChecks()
+    checks = SpecChecks(roots, models, known_datasets)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(bus.close)
+        channel = await stack.enter_async_context(open_channel(settings.task_service_target, settings.service_token()))
+        tasks = task_service_pb2_grpc.TaskServiceStub(channel)
+        scratch = stack.enter_context(scratch_directory(settings.work_dir, worker_id))
+        launcher = await stack.enter_async_context(running_launcher(preload=PRELOAD, entry=ENTRY))
+
+        async def heartbeat(
+            request: task_service_pb2.HeartbeatTaskRequest, seconds: float
+        ) -> task_service_pb2.HeartbeatTaskResponse:
+            return await tasks.HeartbeatTask(request, timeout=seconds)
+
+        async def ask_task_service() -> None:
+            await tasks.ListTasks(task_service_pb2.ListTasksRequest(page_size=1), timeout=5)
+
+        environment = Environment(
+            launcher=launcher,
+            store=store,
+            bus=bus,
+            task_service=ask_task_service,
+            folders={"scratch space": settings.work_dir, "output directory": settings.output_root},
+        )
+        servicer = TrainerServicer(checks, models, known_datasets, environment)
+        servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
+        patience = Patience(settings.stall_seconds, settings.stop_grace_seconds)
+        worker = Worker(
+            Post(worker_id, bus, heartbeat, scratch, settings.lease_seconds),
+            Workshop(store, launcher, checks, DevicePool(), settings.output_root, patience),
+            tasks,
+            launcher,
+            pool=settings.pool,
+            slots=settings.slots,
+            release_seconds=settings.release_seconds,
+        )
+        server = await stack.enter_async_context(running_server(settings, servicers, ready=False))
+        health = asyncio.create_task(report_health(server, launcher))
+        stack.callback(health.cancel)
+        await worker.run(stop)
+
+
+async def report_health(server: Server, launcher: ForkLauncher) -> None:
+    """Healthy means ready to train: the fork server is warm."""
+    while True:
+        await launcher.wait_warm()
+        await server.serving(True)
+        await launcher.wait_cold()
+        await server.serving(False)

@@ -1,0 +1,1 @@
+"""The worker: takes tasks off the queue and brings each attempt to exactly one end."""

@@ -1,0 +1,117 @@
+"""Directories in the object store: every file, then the manifest; read back, every file against the manifest."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelkit.checkpoints import MANIFEST, Manifest, build_manifest, verify
+from modelkit.errors import InvalidCheckpoint
+from servicekit.errors import NotFound
+from servicekit.objects import ObjectStore
+
+
+class ArtifactDamaged(Exception):
+    """What is stored is not what its manifest says; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The attempt that an artifact comes from."""
+
+    task_id: str
+    attempt: int
+    run: int
+    base_model: str
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of everything the attempt stores."""
+        return f"tasks/{self.task_id}/attempts/{self.attempt}"
+
+
+class Upload:
+    """The storing of one directory, over as many tries as it takes. ensure is awaited before each write."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        origin: Origin,
+        name: str,
+        directory: Path,
+        *,
+        step: int,
+        ensure: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.prefix = f"{origin.prefix}/{name}"
+        self._store = store
+        self._origin = origin
+        self._directory = directory
+        self._step = step
+        self._ensure = ensure
+        self._manifest: Manifest | None = None
+        self._stored: set[str] = set()
+
+    async def run(self) -> "Stored":
+        """Stores what is not stored yet, the manifest last. Raises what the store raises, and OSError."""
+        if self._manifest is None:
+            self._manifest = await asyncio.to_thread(self._build)
+        manifest = self._manifest
+        for file in manifest.files:
+            if file.path not in self._stored:
+                await self._ensure()
+                await self._store.put_file(f"{self.prefix}/{file.path}", self._directory / file.path)
+                self._stored.add(file.path)
+        content = manifest.to_json()
+        await self._ensure()
+        await self._store.put_bytes(f"{self.prefix}/{MANIFEST}", content)
+        return Stored(self.prefix, manifest.size, content, hashlib.sha256(content).hexdigest())
+
+    def _build(self) -> Manifest:
+        if not self._directory.is_dir():
+            raise FileNotFoundError(f"{self._directory} has gone")
+        return build_manifest(
+            self._directory, base_model=self._origin.base_model, attempt=self._origin.attempt, step=self._step
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A stored directory: size counts the bytes of its files."""
+
+    prefix: str
+    size: int
+    manifest: bytes
+    manifest_sha256: str
+
+
+async def fetch(store: ObjectStore, prefix: str, directory: Path, *, manifest_sha256: str = "") -> Manifest:
+    """Brings a stored directory here and verifies every file.
+
+    Raises ArtifactDamaged naming the files that are missing or differ, what the store raises when it cannot be read,
+    and OSError.
+    """
+    prefix = prefix.rstrip("/")
+    directory.mkdir(parents=True, exist_ok=True)
+    content = await _read(store, f"{prefix}/{MANIFEST}", directory / MANIFEST)
+    if manifest_sha256 and hashlib.sha256(content).hexdigest() != manifest_sha256:
+        raise ArtifactDamaged(f"{MANIFEST} is damaged: it does not have the SHA-256 that was recorded")
+    try:
+        manifest = Manifest.from_json(content)
+        for file in manifest.files:
+            try:
+                await store.get_file(f"{prefix}/{file.path}", directory / file.path)
+            except NotFound:
+                raise ArtifactDamaged(f"{file.path} is missing from the store") from None
+        return await asyncio.to_thread(verify, directory)
+    except InvalidCheckpoint as error:
+        raise ArtifactDamaged(str(error)) from None
+
+
+async def _read(store: ObjectStore, key: str, path: Path) -> bytes:
+    try:
+        await store.get_file(key, path)
+    except NotFound:
+        raise ArtifactDamaged(f"{path.name} is missing from the store") from None
+    return await asyncio.to_thread(path.read_bytes)

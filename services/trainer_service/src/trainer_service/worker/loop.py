@@ -1,0 +1,175 @@
+"""The pull loop: takes tasks off the queue while there are free slots, and gives them back when the service stops."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import secrets
+import socket
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from servicekit import subjects
+from servicekit.bus import Message
+from servicekit.errors import Aborted, FailedPrecondition, NotFound, TunesmithError, Unavailable
+from trainer_service.fork_launcher import ForkLauncher
+from trainer_service.worker.attempt import Attempt, Post
+from trainer_service.worker.intent import Control, Intent
+from trainer_service.worker.lease import boot_clock
+from trainer_service.worker.training import Workshop
+from tunesmith.events.v1 import fact_pb2 as facts
+from tunesmith.task.v1 import task_service_pb2, task_service_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KIND = "finetune"
+FETCH_SECONDS = 30.0
+CLAIM_SECONDS = 10.0
+RETRY_SECONDS = 2.0
+TROUBLE_SECONDS = 10.0
+LEAVE_SECONDS = 10.0
+
+
+def new_worker_id() -> str:
+    """A name that no other worker has ever had; it ends in the process id."""
+    return f"{socket.gethostname()}-{secrets.token_hex(4)}-{os.getpid()}"
+
+
+class Worker:
+    """Runs up to `slots` attempts at a time until it is told to stop."""
+
+    def __init__(
+        self,
+        post: Post,
+        shop: Workshop,
+        tasks: "task_service_pb2_grpc.TaskServiceAsyncStub",
+        launcher: ForkLauncher,
+        *,
+        pool: str,
+        slots: int,
+        release_seconds: float,
+    ) -> None:
+        self._post = post
+        self._shop = shop
+        self._tasks = tasks
+        self._launcher = launcher
+        self._pool = pool
+        self._slots = slots
+        self._release_seconds = release_seconds
+        self._running: dict[asyncio.Task[None], Control] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Pulls and trains until stop is set, then saves and gives back what runs."""
+        if not self._slots:
+            await stop.wait()
+            return
+        consumer = self._post.bus.consumer(
+            subjects.WORK,
+            f"{KIND}-{self._pool}",
+            subjects.work_filter(KIND, self._pool),
+            ack_wait=self._post.redelivery_seconds,
+        )
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                await self._unless(stopping, self._free_slot())
+                free = self._slots - len(self._running)
+                for message in await self._unless(stopping, consumer.fetch(free, FETCH_SECONDS)) or []:
+                    self._begin(message)
+        finally:
+            stopping.cancel()
+            await self._post.bus.release(consumer)
+            await self._leave()
+
+    @staticmethod
+    async def _unless(stopping: "asyncio.Task[bool]", work: Coroutine[Any, Any, T]) -> T | None:
+        """Result of work, None when the worker stops first."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _free_slot(self) -> None:
+        """Waits until another task can be started: a slot is free and the fork server is warm."""
+        while len(self._running) >= self._slots:
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        await self._launcher.wait_warm()
+
+    def _begin(self, message: Message) -> None:
+        control = Control()
+        task = asyncio.create_task(self._work_on(message, control))
+        self._running[task] = control
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        del self._running[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("working on a task failed", exc_info=error)
+
+    async def _leave(self) -> None:
+        """Asks for checkpoints, and after the time for that leaves without."""
+        for intent, seconds in ((Intent.RELEASE, self._release_seconds), (Intent.HURRY, LEAVE_SECONDS)):
+            for control in self._running.values():
+                control.ask(intent)
+            if self._running:
+                await asyncio.wait(self._running, timeout=seconds)
+        tasks = list(self._running)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work_on(self, message: Message, control: Control) -> None:
+        try:
+            item = facts.WorkItem.FromString(message.data)
+            if not item.task_id or item.attempt < 1:
+                raise DecodeError("it names no task or no attempt")
+        except DecodeError as error:
+            await self._bury(message, str(error))
+            return
+        claimed_at = boot_clock()
+        claim = await self._claim(item, message)
+        if claim is not None:
+            logger.info("task %s: attempt %d is ours", claim.task.id, claim.task.attempt)
+            await Attempt(self._post, self._shop, claim, message, control, claimed_at).run()
+
+    async def _claim(self, item: facts.WorkItem, message: Message) -> task_service_pb2.ClaimTaskResponse | None:
+        """The claim, None when the task is not for us now; then the message is dealt with."""
+        request = task_service_pb2.ClaimTaskRequest(
+            task_id=item.task_id, attempt=item.attempt, worker=self._post.worker
+        )
+        with contextlib.suppress(Unavailable):
+            try:
+                return await self._tasks.ClaimTask(request, timeout=CLAIM_SECONDS)
+            except (FailedPrecondition, NotFound) as refusal:
+                logger.info("task %s, attempt %d: %s", item.task_id, item.attempt, refusal)
+                await message.term()
+            except Aborted as refusal:
+                logger.info("task %s, attempt %d: %s", item.task_id, item.attempt, refusal)
+                await message.nak(self._post.redelivery_seconds / 3 * random.uniform(0.7, 1.0))
+            except Unavailable as error:
+                logger.warning("task %s could not be claimed: %s", item.task_id, error)
+                await message.nak(RETRY_SECONDS * random.uniform(0.5, 1.0))
+            except TunesmithError as error:
+                logger.error("task %s could not be claimed: %s: %s", item.task_id, error.reason, error)
+                await message.nak(TROUBLE_SECONDS)
+        return None
+
+    async def _bury(self, message: Message, reason: str) -> None:
+        """Keeps a message that is none where an operator sees it, and takes it off the queue."""
+        logger.error("a message on %s is not a work item: %s", message.subject, reason)
+        with contextlib.suppress(Unavailable):
+            await self._post.bus.publish(
+                subjects.deadletter(message.subject),
+                message.data,
+                message_id=f"{subjects.WORK}.{message.sequence}",
+                headers={"Tunesmith-Reason": reason},
+            )
+            await message.term()

@@ -1,0 +1,51 @@
+"""Finds the checkpoint that an attempt goes on from; one that is not what its manifest says is passed over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from servicekit.objects import ObjectStore
+from trainer_service.worker.artifacts import ArtifactDamaged, fetch
+from trainer_service.worker.endings import AttemptError, Failed
+from trainer_service.worker.reporter import Reporter
+from tunesmith.events.v1 import fact_pb2 as facts
+from tunesmith.task.v1 import task_pb2 as tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A checkpoint of this machine, verified."""
+
+    folder: Path
+    step: int
+
+
+async def fetch_checkpoint(
+    store: ObjectStore, candidates: Sequence[tasks.Checkpoint], folder: Path, reporter: Reporter, *, exact: bool
+) -> Resumption | None:
+    """The first candidate that verifies, None without any candidates. AttemptError when none does.
+
+    With exact only the first may be used. What is passed over is told as a fact and in the log.
+    """
+    reasons = []
+    for candidate in candidates[:1] if exact else candidates:
+        target = folder / f"checkpoint-{candidate.step}"
+        try:
+            await fetch(store, candidate.prefix, target, manifest_sha256=candidate.manifest_sha256)
+        except ArtifactDamaged as damaged:
+            reason = f"checkpoint-{candidate.step} of attempt {candidate.attempt} is damaged: {damaged}"
+            reasons.append(reason)
+            reporter.log([f"{reason}; it is passed over"])
+            rejected = facts.CheckpointRejected(prefix=candidate.prefix, step=candidate.step, reason=str(damaged))
+            reporter.fact(facts.Fact(checkpoint_rejected=rejected))
+            continue
+        reporter.log([f"going on from checkpoint-{candidate.step} of attempt {candidate.attempt}, verified"])
+        return Resumption(target, candidate.step)
+    if not reasons:
+        return None
+    if exact:
+        message = f"{reasons[0]}; it was asked for by its step, so no other is used in its place"
+    else:
+        others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        message = f"no checkpoint can be used: {reasons[0]}{others}"
+    raise AttemptError(Failed("CHECKPOINT_DAMAGED", message, reasons))

@@ -1,0 +1,261 @@
+"""A worker with everything real around it, but for the task service: a small server that knows just enough of tasks."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message as ProtoMessage
+
+from modelkit.base_models import BaseModels
+from modelkit.paths import AllowedRoots
+from servicekit import subjects
+from servicekit.bus import EventBus, PullConsumer
+from servicekit.errors import Unavailable
+from servicekit.grpc_client import open_channel
+from servicekit.objects import ObjectStore
+from tests.support.waiting import eventually
+from trainer_service.checks import SpecChecks
+from trainer_service.datasets import DatasetChecks
+from trainer_service.devices import DevicePool
+from trainer_service.fork_launcher import running_launcher
+from trainer_service.worker.attempt import Post
+from trainer_service.worker.loop import Worker, new_worker_id
+from trainer_service.worker.supervision import Patience
+from trainer_service.worker.training import Workshop
+from tunesmith.events.v1 import fact_pb2 as facts
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+
+JOBS = Path(__file__).parent / "jobs"
+NAME = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"].full_name
+
+
+@dataclass
+class Record:
+    """A task as the desk knows it."""
+
+    task: task_pb2.Task
+    directive: int = task_service_pb2.DIRECTIVE_CONTINUE
+    worker: str = ""
+    heartbeats: int = 0
+    claims: int = 0
+    answered: list[int] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+    refuse_claims: list[Exception] = field(default_factory=list)
+    resume_from: list[task_pb2.Checkpoint] = field(default_factory=list)
+    resume_exact: bool = False
+    dependency_outputs: dict[str, str] = field(default_factory=dict)
+
+
+class Desk(task_service_pb2_grpc.TaskServiceServicer):
+    """A task service that starts attempts, answers heartbeats, and reads facts, without any rules of its own."""
+
+    def __init__(self, bus: EventBus, pool: str) -> None:
+        self.bus = bus
+        self.pool = pool
+        self.lease_seconds = 30.0
+        self.records: dict[str, Record] = {}
+        self.consumers: dict[str, PullConsumer] = {}
+        self.received: dict[str, list[facts.Fact]] = {}
+
+    async def submit(self, spec: spec_pb2.FinetuneSpec, labels: dict[str, str] | None = None) -> str:
+        """Puts a new task into the queue."""
+        task_id = secrets.token_hex(13)
+        task = task_pb2.Task(id=task_id, spec=spec_pb2.TaskSpec(finetune=spec), attempt=0, run=1, labels=labels or {})
+        self.records[task_id] = Record(task)
+        self.received[task_id] = []
+        self.consumers[task_id] = self.bus.consumer(subjects.FACTS, f"desk-{task_id}", subjects.fact(task_id))
+        await self.dispatch(task_id)
+        return task_id
+
+    async def dispatch(self, task_id: str) -> None:
+        """Queues the next attempt."""
+        attempt = self.records[task_id].task.attempt + 1
+        item = facts.WorkItem(task_id=task_id, attempt=attempt)
+        subject = subjects.work("finetune", self.pool, task_id)
+        await self.bus.publish(subject, item.SerializeToString(), message_id=f"{task_id}.{attempt}")
+
+    async def steer(self, task_id: str, directive: int) -> None:
+        """Wants something of a task and says so, as an event does."""
+        self.records[task_id].directive = directive
+        await self.bus.publish(subjects.event("task.stopping", task_id), b"")
+
+    async def facts_until(self, task_id: str, kind: str, seconds: float = 20.0) -> list[facts.Fact]:
+        """Everything a worker has said, up to the next fact of a kind (or an end of the attempt)."""
+        seen = self.received[task_id]
+        deadline = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < deadline:
+            for message in await self.consumers[task_id].fetch(1, 0.2):
+                await message.ack()
+                seen.append(facts.Fact.FromString(message.data))
+                payload = seen[-1].WhichOneof("payload")
+                if payload == kind:
+                    return seen
+                if payload in ("completed", "failed", "stopped", "released"):
+                    raise AssertionError(f"waited for {kind}, but: {seen[-1]}")
+        raise TimeoutError(f"no fact {kind} came; only {[fact.WhichOneof('payload') for fact in seen]}")
+
+    async def log(self, task_id: str, attempt: int = 1) -> list[str]:
+        """The log of an attempt, once its last batch is there."""
+        subject = subjects.log(task_id)
+        found = await eventually(lambda: self._final(subject, attempt))
+        assert found
+        lines: list[str] = []
+        stream = self.bus.replay(subjects.LOGS, subject)
+        async for message in stream:
+            batch = facts.LogBatch.FromString(message.data)
+            if batch.attempt == attempt:
+                lines += [line.text for line in batch.lines]
+                if batch.final:
+                    break
+        await stream.aclose()
+        return lines
+
+    async def _final(self, subject: str, attempt: int) -> bool:
+        newest = await self.bus.last_message(subjects.LOGS, subject)
+        batch = facts.LogBatch.FromString(newest[1]) if newest else facts.LogBatch()
+        return batch.final and batch.attempt == attempt
+
+    async def waiting_messages(self, task_id: str) -> int:
+        """How many messages of a task the queue has."""
+        subject = subjects.work("finetune", self.pool, task_id)
+        return 0 if await self.bus.last_message(subjects.WORK, subject) is None else 1
+
+    # What workers call.
+
+    async def ClaimTask(self, request: Any, context: Any) -> task_service_pb2.ClaimTaskResponse:
+        record = self.records[request.task_id]
+        record.claims += 1
+        if record.refuse_claims:
+            raise record.refuse_claims.pop(0)
+        record.worker = request.worker
+        record.task.attempt += 1
+        return task_service_pb2.ClaimTaskResponse(
+            task=record.task,
+            resume_from=record.resume_from,
+            resume_exact=record.resume_exact,
+            lease_seconds=self.lease_seconds,
+            dependency_outputs=record.dependency_outputs,
+        )
+
+    async def HeartbeatTask(self, request: Any, context: Any) -> task_service_pb2.HeartbeatTaskResponse:
+        record = self.records[request.task_id]
+        record.heartbeats += 1
+        record.pids.add(request.pid)
+        ours = request.attempt == record.task.attempt and request.worker == record.worker
+        directive = record.directive if ours else task_service_pb2.DIRECTIVE_ABANDON
+        record.answered.append(directive)
+        return task_service_pb2.HeartbeatTaskResponse(directive=directive)
+
+
+def payloads(received: list[facts.Fact], kind: str) -> list[Any]:
+    """The payloads of one kind."""
+    return [getattr(fact, kind) for fact in received if fact.WhichOneof("payload") == kind]
+
+
+MakeSpec = Callable[..., spec_pb2.FinetuneSpec]
+
+
+def open_gate(spec: spec_pb2.FinetuneSpec, name: str) -> None:
+    """Lets a child go on that waits for a file."""
+    (Path(spec.dataset.path) / name).touch()
+
+
+@dataclass
+class Bench:
+    """Starts workers that train by script."""
+
+    desk: Desk
+    port: int
+    nats_url: str
+    store: ObjectStore
+    root: Path
+    patience: Patience = field(default_factory=lambda: Patience(stall_seconds=30.0, grace_seconds=10.0))
+    slots: int = 1
+    release_seconds: float = 10.0
+    redelivery_seconds: float = 30.0
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "outputs"
+
+    @asynccontextmanager
+    async def worker(self, store: ObjectStore | None = None) -> AsyncIterator["RunningWorker"]:
+        """A worker in this process, stopped at the end of the block."""
+        bus = await EventBus.connect(self.nats_url, name="worker")
+        roots = AllowedRoots([self.root / "data", self.outputs])
+        channel = open_channel(f"127.0.0.1:{self.port}")
+        tasks = task_service_pb2_grpc.TaskServiceStub(channel)
+
+        async def heartbeat(request: ProtoMessage, seconds: float) -> Any:
+            return await tasks.HeartbeatTask(request, timeout=seconds)
+
+        name = new_worker_id()
+        stop = asyncio.Event()
+        async with channel, running_launcher(preload="light_preload", entry="training_jobs:run") as launcher:
+            scratch = self.root / "work" / name
+            worker = Worker(
+                Post(name, bus, heartbeat, scratch, self.redelivery_seconds),
+                Workshop(
+                    store or self.store,
+                    launcher,
+                    SpecChecks(roots, BaseModels(roots), DatasetChecks()),
+                    DevicePool(),
+                    self.outputs,
+                    self.patience,
+                ),
+                tasks,
+                launcher,
+                pool=self.desk.pool,
+                slots=self.slots,
+                release_seconds=self.release_seconds,
+            )
+            running = asyncio.create_task(worker.run(stop))
+            try:
+                yield RunningWorker(name, stop, running, scratch)
+                assert not running.done() or running.result() is None
+            finally:
+                stop.set()
+                await asyncio.wait_for(running, 30)
+                await bus.close()
+
+
+@dataclass
+class RunningWorker:
+    """A worker under test."""
+
+    name: str
+    stop: asyncio.Event
+    running: "asyncio.Task[None]"
+    scratch: Path
+
+
+class Troubled:
+    """An object store that cannot be reached for a while; with refuse only keys that contain it are refused."""
+
+    def __init__(self, store: ObjectStore, refuse: str = "") -> None:
+        self._store = store
+        self._refuse = refuse
+        self.down = False
+        self.refused = 0
+        self.puts: list[str] = []
+
+    def _check(self, key: str) -> None:
+        if self.down and self._refuse in key:
+            self.refused += 1
+            raise Unavailable("the store is down")
+        self.puts.append(key)
+
+    async def put_file(self, key: str, path: Path) -> None:
+        self._check(key)
+        await self._store.put_file(key, path)
+
+    async def put_bytes(self, key: str, data: bytes, if_absent: bool = False) -> None:
+        self._check(key)
+        await self._store.put_bytes(key, data, if_absent)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
