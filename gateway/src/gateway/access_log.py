@@ -19,7 +19,7 @@ class AccessLog:
         self._second = -1
         self._stamp = ""
 
-    def add(self, request: Request, status: int, seconds: float) -> None:
+    def add(self, request: Request, seconds: float) -> None:
         """Adds a line; it is written within FLUSH_SECONDS."""
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
@@ -30,7 +30,7 @@ class AccessLog:
         path = request.path if request.path.isprintable() else ascii(request.path)
         self._lines.append(
             f"{self._stamp},{int(now * 1000) % 1000:03} INFO gateway.access: "
-            f"{request.method} {path} {status} {seconds * 1000:.1f}ms {request.id}\n"
+            f"{request.method} {path} {request.status} {seconds * 1000:.1f}ms {request.id}\n"
         )
 
     def flush(self) -> None:

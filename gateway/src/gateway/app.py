@@ -19,6 +19,7 @@ from gateway.http import (
     request_id,
 )
 from gateway.native.errors import send_error
+from gateway.observing import observed
 from servicekit.errors import Internal, InvalidArgument
 
 logger = logging.getLogger(__name__)
@@ -58,19 +59,24 @@ class Gateway:
             return
         headers = dict(scope["headers"])
         request = Request(scope, receive, headers, request_id(headers.get(b"x-request-id")))
-        answer = _Answer(send, request.id)
+        answer = _Answer(send, request)
         started = time.perf_counter()
+        try:
+            with observed(request):
+                await self._guarded(request, answer)
+        finally:
+            if self._access_log is not None:
+                self._access_log.add(request, time.perf_counter() - started)
+
+    async def _guarded(self, request: Request, answer: "_Answer") -> None:
         try:
             await self._route(request, answer)
         except Exception:
             error_id = secrets.token_hex(8)
             logger.exception("%s %s failed (error id %s)", request.method, request.path, error_id)
-            if answer.status:
+            if request.status:
                 raise
             await send_error(answer, Internal(f"internal error; the gateway's log has it under id {error_id}"))
-        finally:
-            if self._access_log is not None:
-                self._access_log.add(request, answer.status, time.perf_counter() - started)
 
     async def _route(self, request: Request, answer: "_Answer") -> None:
         path: str = request.scope["path"]
@@ -92,22 +98,21 @@ class Gateway:
 
 
 class _Answer:
-    """The send of one request; remembers the status and adds the headers that every answer has."""
+    """The send of one request; tells it the status and adds the headers that every answer has."""
 
-    __slots__ = ("_id", "_send", "status")
+    __slots__ = ("_request", "_send")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request: Request) -> None:
         self._send = send
-        self._id = request_id
-        self.status = 0
+        self._request = request
 
     async def __call__(self, message: ASGIMessage) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self._request.status = message["status"]
             given: list[Header] = list(message.get("headers", ()))
             names = {name for name, _ in given}
             given += [header for header in SECURITY.items() if header[0] not in names]
-            given.append((b"x-request-id", self._id.encode()))
+            given.append((b"x-request-id", self._request.id.encode()))
             message["headers"] = given
         await self._send(message)
 

@@ -1,9 +1,11 @@
 """What the gateway adds to a gRPC call on behalf of a request."""
 
 from gateway.http import Request
+from servicekit import telemetry
 from servicekit.errors import Unauthenticated
 
 _PASSED_ON = (b"authorization", b"traceparent")
+_NOT_TRACED = (b"authorization",)
 
 
 def call_metadata(request: Request, authorization: str = "") -> tuple[tuple[str, str], ...]:
@@ -14,7 +16,8 @@ def call_metadata(request: Request, authorization: str = "") -> tuple[tuple[str,
     metadata = [("x-request-id", request.id)]
     if authorization:
         metadata.append(("authorization", _plain(authorization)))
-    for name in _PASSED_ON:
+    # While telemetry is on, the channel adds the trace, with the gateway's own span in it.
+    for name in _NOT_TRACED if telemetry.enabled() else _PASSED_ON:
         value = request.headers.get(name)
         if value and not (authorization and name == b"authorization"):
             metadata.append((name.decode(), _plain(value.decode("latin-1"))))

@@ -45,12 +45,17 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request: headers in lower case, the last one winning, and the id that the answer and the log carry."""
+    """One HTTP request: headers in lower case, the last one winning, and the id that the answer and the log carry.
+
+    status is that of the answer, 0 before it has begun; route is the template that the path matched.
+    """
 
     scope: Scope
     receive: Receive
     headers: dict[bytes, bytes]
     id: str
+    status: int = 0
+    route: str = ""
 
     @property
     def method(self) -> str:

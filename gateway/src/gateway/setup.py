@@ -25,6 +25,7 @@ from gateway.native.methods import build_router
 from gateway.native.streams import Streams
 from gateway.pages import build_pages
 from gateway.settings import GatewaySettings
+from servicekit import telemetry
 from servicekit.runtime import shutdown_event
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,12 @@ logger = logging.getLogger(__name__)
 CORS_HEADERS = ("authorization", "content-type", "x-token", "x-request-id", "last-event-id", "idempotency-key")
 
 
-def build_app(settings: GatewaySettings, backends: Backends, closing: asyncio.Event) -> ASGIApp:
+def build_app(
+    settings: GatewaySettings, backends: Backends, closing: asyncio.Event, access_log: AccessLog | None = None
+) -> ASGIApp:
     """The application; closing ends its streams."""
     native = NativeApi(build_router(backends), Streams(closing, settings.keepalive_seconds), settings)
     pages = build_pages(Health(backends), [*finetuning_routes(backends, settings), *docs_routes(describe)])
-    access_log = AccessLog(sys.stderr) if settings.access_log else None
     gateway = Gateway(native, pages, (settings.host, *settings.allowed_hosts), access_log)
     if not settings.cors_origins:
         return gateway
@@ -94,8 +96,10 @@ async def run(settings: GatewaySettings) -> None:
     """Serves until TERM or INT, then ends streams with a hint to come back and lets running requests finish."""
     stop = shutdown_event()
     closing = asyncio.Event()
+    telemetry.configure("gateway", settings.otlp_endpoint)
     backends = connect(settings)
-    server = build_server(settings, build_app(settings, backends, closing))
+    access_log = AccessLog(sys.stderr) if settings.access_log else None
+    server = build_server(settings, build_app(settings, backends, closing, access_log))
     with listen(settings) as listener:
         logger.info("serving on http://%s:%s", settings.host, listener.getsockname()[1])
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -106,3 +110,6 @@ async def run(settings: GatewaySettings) -> None:
         server.should_exit = True
         await serving
     await backends.close()
+    if access_log is not None:
+        access_log.flush()
+    telemetry.shutdown()

@@ -38,6 +38,7 @@ class NativeApi:
             if method is None:
                 await self._no_method(request, send, methods)
                 return
+            request.route = method.binding.path
             message = await self._message(request, method, segments)
             metadata = call_metadata(request)
             if method.streaming:

@@ -49,11 +49,15 @@ class Decoder:
                 self._problem(path, str(error))
 
     def variable(self, message: Message, path: str, text: str) -> None:
-        """Fills one field, which may be nested, from a variable of the URL's path."""
+        """Fills one field, which may be nested, from a variable of the URL's path. A body must not say otherwise."""
         *parents, name = path.split(".")
         for parent in parents:
             message = getattr(message, parent)
-        self._try(path, _set, message, fields_by_name(message.DESCRIPTOR)[name], text)
+        field = message.DESCRIPTOR.fields_by_name[name]
+        given = getattr(message, name)
+        self._try(path, _set, message, field, text)
+        if given not in (field.default_value, getattr(message, name)):
+            self._problem(path, f"the path says {shown(text)}")
 
     def _problem(self, path: str, message: str) -> None:
         self.problems.append(Problem(path, message))

@@ -66,7 +66,7 @@ def message_encoder(descriptor: Descriptor) -> Convert:
     if descriptor.full_name == timestamp_pb2.Timestamp.DESCRIPTOR.full_name:
         return encode_timestamp
     if descriptor.file.package == "google.protobuf":
-        return partial(json_format.MessageToDict, preserving_proto_field_name=True)
+        return partial(json_format.MessageToDict, unquote_int64_if_possible=True)
     return MessageEncoder(descriptor)
 
 
