@@ -33,6 +33,7 @@ from task_service.streams.lines import fold, to_text
 logger = logging.getLogger(__name__)
 
 LIMIT = 1000
+BUFFER_BYTES = 1024 * 1024
 POLL_SECONDS = 1.0
 
 
@@ -86,8 +87,8 @@ class LogArchiver:
         """One log's trouble is not another's."""
         try:
             return await step(log)
-        except TunesmithError as error:
-            logger.warning("log of task %s: %s; trying again", log.task_id, error.message)
+        except (TunesmithError, OSError) as error:
+            logger.warning("log of task %s: %s; trying again", log.task_id, error)
             return False
 
     async def _archive(self, log: TaskLog) -> bool:
@@ -103,7 +104,7 @@ class LogArchiver:
         """Writes the object anew with what the stream has up to last; None when another archiver was faster."""
         with tempfile.TemporaryDirectory(prefix="tunesmith-log-") as folder:
             path = Path(folder) / "log.txt"
-            file = await asyncio.to_thread(path.open, "wb")
+            file = await asyncio.to_thread(path.open, "wb", BUFFER_BYTES)
             with file:
                 await self._copy_stored(log, file)
                 stored = await self._append(log, last, file)
@@ -129,7 +130,7 @@ class LogArchiver:
             async for message in messages:
                 folded = fold(position, message)
                 position = folded.position
-                await asyncio.to_thread(file.write, to_text(folded.lines))
+                file.write(to_text(folded.lines))
         return replace(
             log.stored, lines=position.line, size=file.tell(), sequence=position.sequence, attempt=position.attempt
         )
