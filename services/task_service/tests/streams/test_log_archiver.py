@@ -141,6 +141,31 @@ async def test_lines_that_come_after_storing_are_stored_too(world: World) -> Non
     assert await read_texts(world, task.id) == ["one", "late"]
 
 
+@pytest.mark.parametrize("purged", [True, False])
+async def test_a_stored_log_goes_on_when_the_stream_was_lost(world: World, purged: bool) -> None:
+    task = await world.create_task(state=State.STOPPED)
+    for number in range(20):
+        await world.log(task.id, [str(number)], final=number == 19)
+    archiver = world.archiver()
+    await archiver.archive_due()
+    if purged:
+        await archiver.purge_due()
+    tail = world.reader().tail(OWNER, task.id, "20-5-1")
+    await world.lose_stream(subjects.LOGS)
+    await world.archiver().archive_due()
+    await world.set_task(task, state=State.RUNNING, attempt=2)
+    await world.log(task.id, ["again"], attempt=2)
+    assert (await anext(tail))[0][0].text == "again"
+    await world.log(task.id, ["and again"], attempt=2, final=True)
+    expected = [*map(str, range(20)), "again", "and again"]
+    assert await read_texts(world, task.id) == expected
+    await world.set_task(task, state=State.COMPLETED)
+    await settle(archiver)
+    assert await read_texts(world, task.id) == expected
+    assert [text.split(" ", 1)[1] for text in await text_of(world, task.id)] == expected
+    await tail.aclose()
+
+
 async def test_two_archivers_at_once_store_one_log(world: World) -> None:
     tasks = [await world.create_task(letter * 26, state=State.COMPLETED) for letter in "abcdefgh"]
     for task in tasks:

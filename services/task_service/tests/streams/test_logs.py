@@ -249,6 +249,19 @@ async def test_a_tail_that_lags_behind_loses_nothing_when_the_stream_is_purged(w
     assert begun + await everything(tail) == [str(number) for number in range(3000)]
 
 
+async def test_tail_goes_on_when_the_stream_was_lost(world: World) -> None:
+    task = await world.create_task()
+    for number in range(10):
+        await world.log(task.id, [str(number)])
+    tail = world.reader().tail(OWNER, task.id)
+    await take(tail, 10)
+    reading = asyncio.ensure_future(take(tail, 1))
+    await world.lose_stream(subjects.LOGS)
+    await world.log(task.id, ["new"])
+    assert (await reading)[0] == ["new"]
+    await tail.aclose()
+
+
 async def test_tail_survives_a_restart_of_the_broker(world: World) -> None:
     task = await world.create_task()
     tail = world.reader().tail(OWNER, task.id)

@@ -137,6 +137,21 @@ async def test_a_watcher_that_the_stream_left_behind_gets_a_snapshot(world: Worl
     assert await remaining(events) == ["task.snapshot"]
 
 
+async def test_a_watcher_of_a_lost_stream_goes_on_in_the_new_one(world: World) -> None:
+    task = await world.create_task()
+    for step in range(5):
+        await progress(world, task, step)
+    events = world.watcher().watch(OWNER, task.id)
+    _, cursor = await anext(events)
+    await world.lose_stream(subjects.EVENTS)
+    assert [event.type for event in await following(events, 1)] == ["task.snapshot"]
+    await progress(world, task, 6)
+    assert [event.progress.step for event in await following(events, 1)] == [6]
+    await end(world, task)
+    assert await remaining(events) == ["task.completed"]
+    assert await remaining(world.watcher().watch(OWNER, task.id, cursor)) == ["task.snapshot"]
+
+
 async def test_nothing_is_lost_whenever_watching_begins(world: World) -> None:
     task = await world.create_task()
     watching: list[asyncio.Future[list[int]]] = []

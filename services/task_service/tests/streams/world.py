@@ -107,6 +107,11 @@ class World:
         self.server.restart()
         await eventually(lambda: self.bus.connected)
 
+    async def lose_stream(self, stream: str) -> None:
+        """Deletes a stream with all that it holds and makes it anew."""
+        await self.bus._js.delete_stream(stream)
+        await self.bus.ensure_streams()
+
     async def message_count(self, stream: str, subject: str) -> int:
         info = await self.bus._js.stream_info(stream, subjects_filter=subject)
         return sum((info.state.subjects or {}).values())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, select, update
+from sqlalchemy import Row, Select, case, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from servicekit.identity import Principal
@@ -130,6 +130,24 @@ class LogArchives:
             )
 
         await self._database.transaction(transaction)
+
+    async def stream_ends_at(self, last: int) -> int:
+        """Corrects what is said of messages beyond the stream's last, because the stream was lost; of how many logs.
+
+        Where stored lines had left the stream, all that it has now is new; elsewhere only its end is missing.
+        """
+        next_one = case((LogArchiveRow.purged_sequence == LogArchiveRow.sequence, 0), else_=last)
+        change = (
+            update(LogArchiveRow)
+            .where(LogArchiveRow.sequence > last)
+            .values(sequence=next_one, purged_sequence=0)
+            .returning(LogArchiveRow.task_number)
+        )
+
+        async def transaction(session: AsyncSession) -> int:
+            return len((await session.execute(change)).all())
+
+        return await self._database.transaction(transaction)
 
     async def reopen(self, log: TaskLog, *, from_start: bool = False) -> None:
         """Has the log looked at again; from the start when what was stored turned out not to be there."""

@@ -60,6 +60,12 @@ async def when_available(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(RETRY_SECONDS)
 
 
+def reaches(sequences: tuple[int, int], sequence: int) -> bool:
+    """Whether a stream with these first and last sequences has everything after one; False for one of a lost stream."""
+    first, last = sequences
+    return first <= sequence + 1 <= last + 1
+
+
 def _message(item: Message | Exception) -> Message:
     if isinstance(item, Exception):
         raise item

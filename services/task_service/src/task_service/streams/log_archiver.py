@@ -6,13 +6,14 @@ of what is stored later, so that dying at any point leaves a readable log and th
 
 import asyncio
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 from servicekit import subjects
 from servicekit.bus import EventBus
@@ -59,6 +60,7 @@ class LogArchiver:
         self._archives = archives
         self._ended = FirstSeen(clock, final_wait)
         self._stored = FirstSeen(clock, purge_after)
+        self._last: float = math.inf
 
     async def run(self) -> None:
         """Archives and purges until it is cancelled."""
@@ -72,9 +74,17 @@ class LogArchiver:
 
     async def archive_due(self) -> int:
         """Stores the logs that are complete; how many."""
+        await self._notice_a_lost_stream()
         logs = await self._archives.to_archive(LIMIT)
         self._ended.keep({(log.number, log.attempt) for log in logs})
         return sum([await self._attempted(self._archive, log) for log in logs])
+
+    async def _notice_a_lost_stream(self) -> None:
+        """At the start and whenever the stream's last sequence went back, as that of a new stream does."""
+        _, last = await self._bus.sequences(subjects.LOGS)
+        if last < self._last and (logs := await self._archives.stream_ends_at(last)):
+            logger.error("log lines were lost with their stream; %s stored logs go on in the new one", logs)
+        self._last = last
 
     async def purge_due(self) -> int:
         """Removes from the stream what has been stored for long enough; of how many logs."""
@@ -114,7 +124,7 @@ class LogArchiver:
             await self._objects.put_file(log_key(log.task_id), path)
         return stored
 
-    async def _copy_stored(self, log: TaskLog, file: BufferedWriter) -> None:
+    async def _copy_stored(self, log: TaskLog, file: BinaryIO) -> None:
         if log.stored.size == 0:
             return
         async with aclosing(self._objects.read(log_key(log.task_id), 0, log.stored.size)) as blocks:
@@ -123,7 +133,7 @@ class LogArchiver:
         if file.tell() != log.stored.size:
             raise Internal(f"the stored log has {file.tell()} bytes, expected {log.stored.size}")
 
-    async def _append(self, log: TaskLog, last: int, file: BufferedWriter) -> StoredLog:
+    async def _append(self, log: TaskLog, last: int, file: BinaryIO) -> StoredLog:
         position = log.stored.end
         messages = stored_messages(self._bus, subjects.LOGS, subjects.log(log.task_id), position.sequence, last)
         async with aclosing(messages):

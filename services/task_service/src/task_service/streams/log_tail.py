@@ -98,15 +98,20 @@ class LogTail:
             self._position = stored.end
 
     async def _live(self) -> AsyncGenerator[Portion, None]:
-        """Follows the stream until the log has ended or more of it is stored than was read."""
+        """Follows the stream until the log has ended, more of it is stored than was read, or the stream was lost."""
         checked = time.monotonic()
         subject = subjects.log(self._task_id)
         async with following(self._bus, subjects.LOGS, subject, self._position.sequence) as follower:
             while True:
                 messages = await follower.portion(self._patience())
-                if not messages or time.monotonic() - checked >= self._times.recheck:
-                    log = await self._archives.get(self._task_id)
+                due = time.monotonic() - checked >= self._times.recheck
+                if due:
                     checked = time.monotonic()
+                    _, last = await when_available(lambda: self._bus.sequences(subjects.LOGS))
+                    if last < self._position.sequence:
+                        return
+                if due or not messages:
+                    log = await self._archives.get(self._task_id)
                     # Lines may have left the stream between the last message and these: the object has them.
                     if log is None or log.stored.sequence > self._position.sequence:
                         return

@@ -18,7 +18,7 @@ from task_service.database.access import Database
 from task_service.database.tasks import TaskRepository
 from task_service.domain.lifecycle import FINAL, State
 from task_service.streams.cursors import format_event_cursor, parse_event_cursor
-from task_service.streams.follow import following, when_available
+from task_service.streams.follow import following, reaches, when_available
 from tunesmith.task.v1.event_pb2 import TaskEvent
 from tunesmith.task.v1.task_pb2 import Task
 
@@ -67,7 +67,7 @@ class Watch:
     async def run(self, after: int | None) -> AsyncGenerator[Watched, None]:
         """Events after a sequence, or a snapshot and what follows it. Raises NotFound."""
         task = await self._load()
-        resumes = after is not None and await self._reaches(after)
+        resumes = after is not None and reaches(await self._bus.sequences(subjects.EVENTS), after)
         if after is not None and resumes:
             self._position = after
             self._ended = await self._was_over(task)
@@ -83,11 +83,6 @@ class Watch:
                 async for event in events:
                     yield event
             resumes = False
-
-    async def _reaches(self, sequence: int) -> bool:
-        """Whether the stream still has everything after a sequence, and is the stream that the sequence is from."""
-        first, last = await self._bus.sequences(subjects.EVENTS)
-        return first <= sequence + 1 <= last + 1
 
     async def _was_over(self, task: Task) -> bool:
         """Whether the client has seen the task's end already."""
@@ -134,8 +129,7 @@ class Watch:
 
     async def _missed(self, silent: bool) -> bool:
         """Whether events left the stream before they were read, the task's last one among them perhaps."""
-        first, _ = await when_available(lambda: self._bus.sequences(subjects.EVENTS))
-        if self._position + 1 < first:
+        if not reaches(await when_available(lambda: self._bus.sequences(subjects.EVENTS)), self._position):
             return True
         task = await self._find() if silent else None
         if not silent or (task is not None and not has_ended(task)):
