@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -23,9 +23,11 @@ def wait_until(condition: Callable[[], T | None], seconds: float = SECONDS, what
     return result
 
 
-async def eventually(
-    condition: Callable[[], T | Awaitable[T | None] | None], seconds: float = SECONDS, what: str = ""
-) -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T | None]], seconds: float = SECONDS, what: str = "") -> T: ...
+@overload
+async def eventually(condition: Callable[[], T | None], seconds: float = SECONDS, what: str = "") -> T: ...
+async def eventually(condition: Callable[[], Any], seconds: float = SECONDS, what: str = "") -> Any:
     """Like wait_until, without blocking the event loop; the condition may be a coroutine function."""
     deadline, pause = time.monotonic() + seconds, SHORTEST_PAUSE
     while True:

@@ -7,17 +7,17 @@ and are renewed after a reconnect or a lost heartbeat; nothing is buffered beyon
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
 
 from servicekit import subjects, telemetry
@@ -26,11 +26,13 @@ from servicekit.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 ACK_TIMEOUT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
 PULL_EXPIRES_SECONDS = 30.0
 PULL_HEARTBEAT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 INACTIVE_THRESHOLD_SECONDS = 60.0
 NANOSECONDS = 1_000_000_000
+CREDENTIALS = re.compile(r"//[^/@]*@")
 TRANSPORT_ERRORS = (NatsError, asyncio.TimeoutError, OSError)
 
 
@@ -213,40 +215,64 @@ class EventBus:
     def __init__(self) -> None:
         self._client = Client()
         self._consumers: set[PullConsumer] = set()
+        self._last_error: Exception | None = None
+        self._connection = asyncio.Event()
+        self._unacknowledged: set[asyncio.Future[PubAck]] = set()
         self._js: JetStreamContext
 
     @classmethod
-    async def connect(cls, url: str, *, name: str, user: str | None = None, password: str | None = None) -> Self:
-        """Connects, and keeps reconnecting for as long as the bus is open. Raises Unavailable at first failure."""
+    async def connect(
+        cls,
+        url: str,
+        *,
+        name: str,
+        user: str | None = None,
+        password: str | None = None,
+        patience: float = CONNECT_SECONDS,
+    ) -> Self:
+        """Connects, and keeps reconnecting for as long as the bus is open.
+
+        Raises Unavailable when there is no broker within patience seconds, or when it refuses the user.
+        """
         bus = cls()
         try:
-            await bus._client.connect(
-                url.split(","),
-                name=name,
-                user=user,
-                password=password,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds, passed to asyncio.sleep
-                connect_timeout=5,
-                ping_interval=10,
-                error_cb=bus._on_error,
-                disconnected_cb=bus._on_disconnect,
-                reconnected_cb=bus._on_reconnect,
-            )
-        except (nats.errors.NoServersError, *TRANSPORT_ERRORS) as error:
-            raise Unavailable(f"no message broker at {url}: {error!r}") from error
+            async with asyncio.timeout(patience):
+                await bus._client.connect(
+                    url.split(","),
+                    name=name,
+                    user=user,
+                    password=password,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds, passed to asyncio.sleep
+                    connect_timeout=5,
+                    ping_interval=10,
+                    error_cb=bus._on_error,
+                    disconnected_cb=bus._on_disconnect,
+                    reconnected_cb=bus._on_reconnect,
+                )
+        except TRANSPORT_ERRORS as error:
+            await bus._client.close()
+            where = CREDENTIALS.sub("//", url)
+            raise Unavailable(f"no message broker at {where}: {bus._last_error or error!r}") from error
+        bus._connection.set()
         bus._js = bus._client.jetstream(timeout=ACK_TIMEOUT_SECONDS, publish_async_max_pending=10_000)
         return bus
 
     async def _on_error(self, error: Exception) -> None:
+        self._last_error = error
         logger.warning("message broker: %r", error)
 
     async def _on_disconnect(self) -> None:
+        self._connection.clear()
+        for future in self._unacknowledged:
+            if not future.done():
+                future.set_exception(ConnectionResetError("the connection was lost"))
         if not self._client.is_closed:
             logger.warning("message broker: connection lost, reconnecting")
 
     async def _on_reconnect(self) -> None:
         logger.info("message broker: connected again")
+        self._connection.set()
         for consumer in self._consumers:
             consumer.reset()
 
@@ -268,10 +294,14 @@ class EventBus:
     async def publish(
         self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
     ) -> int:
-        """Publishes and waits until the stream has stored the message; its sequence. Unavailable when it did not."""
-        message = Outgoing(subject, data, message_id, headers)
+        """Publishes and waits until the stream has stored the message; its sequence. Unavailable when it did not.
+
+        Waits a few seconds for a connection that is being made again.
+        """
         try:
-            ack = await self._js.publish(subject, data, timeout=ACK_TIMEOUT_SECONDS, headers=message.all_headers())
+            async with asyncio.timeout(ACK_TIMEOUT_SECONDS):
+                await self._connection.wait()
+            (ack,) = await self._store([Outgoing(subject, data, message_id, headers)])
         except TRANSPORT_ERRORS as error:
             raise Unavailable(f"the message broker did not store a message on {subject}: {error!r}") from error
         return int(ack.seq)
@@ -281,15 +311,24 @@ class EventBus:
         if not self.connected:
             raise Unavailable("the message broker is not connected")
         try:
-            pending = [
-                await self._js.publish_async(item.subject, item.data, headers=item.all_headers()) for item in messages
-            ]
-            async with asyncio.timeout(ACK_TIMEOUT_SECONDS + len(messages) / 500):
-                for result in await asyncio.gather(*pending, return_exceptions=True):
-                    if isinstance(result, BaseException):
-                        raise result
+            await self._store(messages)
         except TRANSPORT_ERRORS as error:
             raise Unavailable(f"the message broker did not store {len(messages)} messages: {error!r}") from error
+
+    async def _store(self, messages: Sequence[Outgoing]) -> list[PubAck]:
+        """Publishes and collects the acknowledgements, none of which comes any more once the connection is lost."""
+        pending: list[asyncio.Future[PubAck]] = []
+        try:
+            async with asyncio.timeout(ACK_TIMEOUT_SECONDS + len(messages) / 500):
+                for item in messages:
+                    future = await self._js.publish_async(item.subject, item.data, headers=item.all_headers())
+                    pending.append(future)
+                    self._unacknowledged.add(future)
+                return await asyncio.gather(*pending)
+        finally:
+            self._unacknowledged.difference_update(pending)
+            for future in pending:
+                future.cancel()
 
     def consumer(
         self,
