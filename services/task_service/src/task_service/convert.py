@@ -63,7 +63,7 @@ def task_message(details: TaskDetails) -> task_pb2.Task:
         output_dir=row.output_dir,
         worker=row.worker,
         pid=row.pid,
-        labels=row.labels,
+        labels=details.spec.labels,
         pool=row.pool,
         create_time=timestamp(row.create_time),
         start_time=timestamp(row.start_time),

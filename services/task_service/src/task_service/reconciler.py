@@ -227,7 +227,7 @@ class Reconciler:
             await recorder.apply(row, lifecycle, lifecycle.unblock())
             return
         query = select(TaskRow.id, TaskRow.state).where(TaskRow.id.in_(missing), TaskRow.delete_time == 0)
-        states = dict((await session.execute(query)).tuples().all())
+        states = dict((await session.execute(query)).all())
         for dependency in missing:
             if states.get(dependency) in (None, *HOPELESS):
                 failure = dependency_failed(dependency, "did not complete")

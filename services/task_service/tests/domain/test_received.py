@@ -1,5 +1,7 @@
 """Ranges of received numbers hold exactly what was added."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ def test_each_number_is_new_once(numbers: list[int]) -> None:
         seen.add(number)
         held = [item for first, last in ranges for item in range(first, last + 1)]
         assert held == sorted(seen)
-    assert all(left[1] + 1 < right[0] for left, right in zip(ranges, ranges[1:], strict=False))
+    assert all(left[1] + 1 < right[0] for left, right in pairwise(ranges))
 
 
 def test_a_sequence_in_order_stays_one_range() -> None:

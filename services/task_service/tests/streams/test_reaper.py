@@ -34,7 +34,7 @@ async def full_task(world: World, task_id: str, **values: object) -> TaskRow:
     """A task with something of everything."""
     row = await world.create_task(task_id, state=State.COMPLETED, **values)
     async with world.database.sessions.begin() as session:
-        session.add(TaskLabelRow(task_number=row.number, key="k", value="v"))
+        session.add(TaskLabelRow(task_number=row.number, digest="k=v"))
         session.add(AttemptRow(task_number=row.number, attempt=1, run=1, worker="w"))
         session.add(CheckpointRow(task_number=row.number, attempt=1, run=1, step=5, prefix="p"))
         session.add(LogArchiveRow(task_number=row.number))

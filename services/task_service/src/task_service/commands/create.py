@@ -16,6 +16,7 @@ from task_service.commands.recorder import Recorder
 from task_service.convert import task_message
 from task_service.database import lifecycles
 from task_service.database.access import current_time
+from task_service.database.listing import label_digest
 from task_service.database.models import TaskDependencyRow, TaskLabelRow, TaskRow, TaskSpecRow, UserRow
 from task_service.database.tasks import TaskRepository, visible_to
 from task_service.defaults import Sources, fill
@@ -27,7 +28,7 @@ from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
 DEFAULT_POOL = "default"
 LABEL_KEY_LENGTH = 256
-LABEL_VALUE_LENGTH = 4096
+LABEL_VALUE_LENGTH = 65_536
 OUTPUT_OF = "task:"
 
 _KIND_OF_WORD = {word: kind for kind, word in KIND_WORDS.items()}
@@ -197,7 +198,6 @@ async def _insert(
         kind=_KIND_OF_WORD[spec.WhichOneof("work") or ""],
         base_model=spec.finetune.base_model,
         pool=request.pool or DEFAULT_POOL,
-        labels=dict(request.labels),
         request_id=request.request_id or None,
         request_hash=fingerprint,
         state=State.PENDING.value,
@@ -207,8 +207,17 @@ async def _insert(
     lifecycles.store(Lifecycle(), row)
     session.add(row)
     await session.flush()
-    session.add(TaskSpecRow(task_number=row.number, spec=spec.SerializeToString(), parameter_sources=sources))
-    session.add_all(TaskLabelRow(task_number=row.number, key=key, value=value) for key, value in request.labels.items())
+    session.add(
+        TaskSpecRow(
+            task_number=row.number,
+            spec=spec.SerializeToString(),
+            parameter_sources=sources,
+            labels=dict(request.labels),
+        )
+    )
+    session.add_all(
+        TaskLabelRow(task_number=row.number, digest=label_digest(key, value)) for key, value in request.labels.items()
+    )
     session.add_all(
         TaskDependencyRow(task_number=row.number, position=position, depends_on=task_id)
         for position, task_id in enumerate(request.depends_on)

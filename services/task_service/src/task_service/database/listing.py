@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -92,12 +92,14 @@ def _conditions(principal: Principal, query: TaskQuery) -> list[ColumnElement[bo
     if query.keyword:
         conditions.append(_contains(TaskRow.name, query.keyword) | _contains(TaskRow.description, query.keyword))
     for key, value in query.labels.items():
-        conditions.append(
-            exists().where(
-                TaskLabelRow.task_number == TaskRow.number, TaskLabelRow.key == key, TaskLabelRow.value == value
-            )
-        )
+        labelled = select(TaskLabelRow.task_number).where(TaskLabelRow.digest == label_digest(key, value))
+        conditions.append(TaskRow.number.in_(labelled))
     return conditions
+
+
+def label_digest(key: str, value: str) -> str:
+    """What is stored of a label for filters: 128 bits that stand for key and value."""
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]
 
 
 def _contains(column: InstrumentedAttribute[str], text: str) -> ColumnElement[bool]:

@@ -60,7 +60,6 @@ def upgrade() -> None:
         sa.Column("kind", sa.SmallInteger(), nullable=False),
         sa.Column("base_model", sa.Text(), nullable=False),
         sa.Column("pool", sa.String(length=32), nullable=False),
-        sa.Column("labels", sa.Text(), nullable=False),
         sa.Column("request_id", sa.String(length=128), nullable=True),
         sa.Column("request_hash", sa.String(length=64), nullable=False),
         sa.Column("state", sa.SmallInteger(), nullable=False),
@@ -102,75 +101,23 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(
-        "ix_tasks_deleted",
-        "tasks",
-        ["delete_time"],
-        sqlite_where=sa.text("delete_time > 0"),
-        postgresql_where=sa.text("delete_time > 0"),
-    )
-    op.create_index(
         "ix_tasks_log",
         "tasks",
         ["state", "number"],
         sqlite_where=sa.text("log_attempt < attempt"),
         postgresql_where=sa.text("log_attempt < attempt"),
     )
+    op.create_index("ix_tasks_name", "tasks", ["delete_time", "name", "number", "state", "kind"])
+    op.create_index("ix_tasks_number", "tasks", ["delete_time", "number", "state", "kind", "name"])
+    op.create_index("ix_tasks_owner", "tasks", ["owner", "delete_time", "number", "state", "kind", "name"])
+    op.create_index("ix_tasks_owner_name", "tasks", ["owner", "delete_time", "name", "number", "state", "kind"])
+    op.create_index("ix_tasks_owner_start", "tasks", ["owner", "delete_time", "start_time", "number", "state", "kind"])
     op.create_index(
-        "ix_tasks_name",
-        "tasks",
-        ["name", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
+        "ix_tasks_owner_update", "tasks", ["owner", "delete_time", "update_time", "number", "state", "kind"]
     )
-    op.create_index(
-        "ix_tasks_owner",
-        "tasks",
-        ["owner", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
-    op.create_index(
-        "ix_tasks_owner_name",
-        "tasks",
-        ["owner", "name", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
-    op.create_index(
-        "ix_tasks_owner_start",
-        "tasks",
-        ["owner", "start_time", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
-    op.create_index(
-        "ix_tasks_owner_update",
-        "tasks",
-        ["owner", "update_time", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
-    op.create_index(
-        "ix_tasks_start",
-        "tasks",
-        ["start_time", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
-    op.create_index(
-        "ix_tasks_state",
-        "tasks",
-        ["state", "number", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
-    op.create_index(
-        "ix_tasks_update",
-        "tasks",
-        ["update_time", "number", "state", "kind"],
-        sqlite_where=sa.text("delete_time = 0"),
-        postgresql_where=sa.text("delete_time = 0"),
-    )
+    op.create_index("ix_tasks_start", "tasks", ["delete_time", "start_time", "number", "state", "kind"])
+    op.create_index("ix_tasks_state", "tasks", ["delete_time", "state", "number"])
+    op.create_index("ix_tasks_update", "tasks", ["delete_time", "update_time", "number", "state", "kind"])
     op.create_index("uq_tasks_request", "tasks", ["owner", "request_id"], unique=True)
 
     op.create_table(
@@ -245,19 +192,19 @@ def upgrade() -> None:
 
     op.create_table(
         "task_labels",
+        sa.Column("digest", sa.String(length=32), nullable=False),
         sa.Column("task_number", ROW_NUMBER, autoincrement=False, nullable=False),
-        sa.Column("key", sa.String(length=256), nullable=False),
-        sa.Column("value", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["task_number"], ["tasks.number"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("task_number", "key"),
+        sa.PrimaryKeyConstraint("digest", "task_number"),
     )
-    op.create_index("ix_task_labels_value", "task_labels", ["key", "value", "task_number"])
+    op.create_index("ix_task_labels_task", "task_labels", ["task_number"])
 
     op.create_table(
         "task_specs",
         sa.Column("task_number", ROW_NUMBER, autoincrement=False, nullable=False),
         sa.Column("spec", sa.LargeBinary(), nullable=False),
         sa.Column("parameter_sources", sa.Text(), nullable=False),
+        sa.Column("labels", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["task_number"], ["tasks.number"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_number"),
     )
