@@ -34,7 +34,8 @@ class Inbox:
         if not wanted:
             return set()
         seen = set(await session.scalars(select(self._table.c.message_id).where(self._table.c.message_id.in_(wanted))))
-        fresh = [message_id for message_id in wanted if message_id not in seen]
+        # In one order everywhere, so that two transactions cannot wait for each other.
+        fresh = sorted(message_id for message_id in wanted if message_id not in seen)
         if fresh:
             dialect = session.get_bind().dialect.name
             insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
