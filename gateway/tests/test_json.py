@@ -1,6 +1,7 @@
 """Messages to JSON and back: the same as json_format, but for the choices that are documented."""
 
 import json
+import math
 from functools import cache
 from typing import Any
 
@@ -27,9 +28,11 @@ from gateway.native.encode import is_map, message_encoder
 from tunesmith.task.v1 import event_pb2, task_pb2, task_service_pb2
 
 F = FieldDescriptor
+NOT_FINITE = st.sampled_from([math.nan, math.inf, -math.inf])
+FINITE = {"allow_nan": False, "allow_infinity": False}
 SCALARS = {
-    F.TYPE_DOUBLE: st.floats(width=64),
-    F.TYPE_FLOAT: st.floats(width=32),
+    F.TYPE_DOUBLE: NOT_FINITE | st.floats(width=64, **FINITE),
+    F.TYPE_FLOAT: NOT_FINITE | st.floats(width=32, **FINITE),
     F.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
     F.TYPE_SINT32: st.integers(-(2**31), 2**31 - 1),
     F.TYPE_FIXED32: st.integers(0, 2**32 - 1),

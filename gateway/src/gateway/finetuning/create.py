@@ -24,6 +24,7 @@ _IGNORED = (
 SURFACE_LABELS = {"surface": "finetuning"}
 LABEL_PREFIX = "finetuning."
 LONGEST_LABEL = 4096
+STAND_IN = "-"
 _DATASET_ID = re.compile(r"[0-9a-z]{26}")
 
 _FIELDS = {
@@ -38,8 +39,8 @@ _FIELDS = {
 def read_document(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. NaN and infinities are let through, so that their field can be named."""
     try:
-        document = json.loads(body)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        document = _loads(body)
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"请求体不是有效的 JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidArgument(f"请求体应为 JSON 对象，收到 {received(document)}")
@@ -69,6 +70,18 @@ class Creation:
         self.request.default_fields.extend(parameters.default_fields)
         self._unknown()
 
+    def only_check(self) -> None:
+        """Makes the request one that creates nothing, so that the services find what else is wrong.
+
+        What is missing gets a stand-in, without which they would look no further; its field has a problem already.
+        """
+        self.request.validate_only = True
+        spec = self.request.spec.finetune
+        self.request.name = self.request.name or STAND_IN
+        spec.base_model = spec.base_model or STAND_IN
+        if not spec.HasField("dataset"):
+            spec.dataset.path = STAND_IN
+
     def service_problems(self, problems: tuple[Problem, ...]) -> list[Problem]:
         """What a service found, under the caller's names, without what was found here already."""
         found = [Problem(caller_name(problem.field), problem.message) for problem in problems]
@@ -90,7 +103,7 @@ class Creation:
             self._problem(name, "必填")
         elif len(value) > longest:
             self._problem(name, f"最多 {longest} 个字符，收到 {len(value)} 个")
-        elif not _storable(value):
+        elif "\0" in value:
             self._problem(name, "含有无法保存的字符")
         else:
             return value
@@ -129,7 +142,7 @@ class Creation:
         """Keeps what the caller sent with the task, to be shown again."""
         if len(text) > LONGEST_LABEL:
             self._problem(name, f"内容过长，最多 {LONGEST_LABEL} 个字符")
-        elif not _storable(text):
+        elif "\0" in text:
             self._problem(name, "含有无法保存的字符")
         else:
             self.request.labels[LABEL_PREFIX + name] = text
@@ -161,11 +174,13 @@ def _from_text(text: str) -> Any:
     if not text.strip():
         return None
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        return _loads(text)
+    except (ValueError, RecursionError):
         return text
 
 
-def _storable(text: str) -> bool:
-    """No NUL, which databases refuse, and no half of a surrogate pair, which is no text."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _loads(text: bytes | str) -> Any:
+    """JSON, NaN and infinities included. Raises ValueError, also for halves of surrogate pairs, which are no text."""
+    document = json.loads(text)
+    json.dumps(document, ensure_ascii=False).encode()
+    return document

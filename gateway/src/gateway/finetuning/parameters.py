@@ -75,7 +75,8 @@ class Parameters:
         """Fills the spec: what was given, what follows from it, then the defaults."""
         self._save_memory()
         if self._value("fp16") and self._value("bf16"):
-            self._problem(self._path("fp16"), f"fp16 与 {self._path('bf16')} 互斥，只能启用一个")
+            self._problem(self._path("fp16"), f"与 {self._path('bf16')} 互斥，只能启用一个")
+            del self._given["bf16"]
         method = self._method()
         for name, (_, value) in self._given.items():
             if name in BY_NAME and self._applies(BY_NAME[name], method):

@@ -53,9 +53,8 @@ class FinetuningTasks:
         """POST createTask."""
         body = await http.read_body(call.http, self._settings.max_body_bytes, self._settings.request_seconds)
         creation = Creation(read_document(body), self._settings.finetuning_command)
-        # With problems of our own the services are still asked, so that the caller hears of all of them at once.
-        creation.request.validate_only = bool(creation.problems)
-        creation.request.name = creation.request.name or "-"
+        if creation.problems:
+            creation.only_check()
         # The channel may try a call again; with an id it still makes one task.
         creation.request.request_id = call.http.header(b"idempotency-key")[:128] or secrets.token_hex(16)
         try:
