@@ -257,5 +257,9 @@ class Troubled:
         self._check(key)
         await self._store.put_bytes(key, data, if_absent)
 
+    async def get_file(self, key: str, path: Path) -> None:
+        self._check(key)
+        await self._store.get_file(key, path)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

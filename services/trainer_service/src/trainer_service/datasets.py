@@ -37,14 +37,17 @@ class DatasetChecks:
             if (known := self._known.get(stamps)) is not None:
                 self._known.move_to_end(stamps)
                 return known
-        report = datasets.validate(files)
-        check = DatasetCheck(report.rows, report.format, report.problems)
+        check = self._read(files)
         if _stamps(files) == stamps:
             with self._lock:
                 self._known[stamps] = check
                 while len(self._known) > REMEMBERED:
                     self._known.popitem(last=False)
         return check
+
+    def _read(self, files: DatasetFiles) -> DatasetCheck:
+        report = datasets.validate(files)
+        return DatasetCheck(report.rows, report.format, report.problems)
 
 
 def _stamps(files: DatasetFiles) -> tuple[Stamp, ...]:

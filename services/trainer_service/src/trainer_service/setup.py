@@ -27,7 +27,7 @@ from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
 NAME = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
 PRELOAD = "trainer_service.recipes.preload"
-ENTRY = "trainer_service.recipes.child:run"
+ENTRY = "trainer_service.recipes.entry:run_job"
 
 
 async def run(settings: TrainerSettings) -> None:

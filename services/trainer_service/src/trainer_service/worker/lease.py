@@ -106,6 +106,8 @@ class Lease:
     async def renew(self) -> bool:
         """Sends a heartbeat and asks for what its answer wants; whether it was answered."""
         async with self._renewing:
+            if self._control.intent is Intent.ABANDON:
+                return True
             sent = self._clock()
             task_id, attempt, worker = self._identity
             request = task_service.HeartbeatTaskRequest(task_id=task_id, attempt=attempt, worker=worker, pid=self.pid)

@@ -1,0 +1,71 @@
+"""Low-rank adapters on a frozen model, through PEFT."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainer_service.recipes.config import Lora
+from trainer_service.recipes.errors import CheckpointUnusable, InvalidJob
+
+WEIGHTS = "adapter_model.safetensors"
+ALL_LINEAR = "all-linear"
+
+
+def add_adapter(model: Any, lora: Lora, *, base_model: Path) -> Any:
+    """The model with an untrained adapter; only the adapter is trained. Raises InvalidJob when the two do not fit."""
+    if problems := list(_misfits(model, lora)):
+        raise InvalidJob("; ".join(problems), problems)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) or ALL_LINEAR,
+        bias=lora.bias,  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names within transformers that PEFT still uses
+        adapted: Any = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(base_model)
+    return adapted
+
+
+def save_adapter(model: Any, directory: Path) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS, {"format": "pt"})
+    config = model.peft_config["default"]
+    trains = config.inference_mode
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+    config.inference_mode = trains
+
+
+def load_adapter(model: Any, directory: Path) -> None:
+    """Takes the adapter's weights from a checkpoint. Raises CheckpointUnusable when they are of another adapter."""
+    try:
+        weights = load_file(directory / WEIGHTS)
+        own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except OSError as error:
+        raise CheckpointUnusable(f"{directory} has no adapter: {error}") from error
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    if shapes != {name: tensor.shape for name, tensor in own.items()}:
+        raise CheckpointUnusable(f"{directory} holds an adapter of other shape or on other modules")
+    set_peft_model_state_dict(model, weights)
+
+
+def _misfits(model: nn.Module, lora: Lora) -> Iterator[str]:
+    named = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
+    available = sorted({name.rsplit(".", 1)[-1] for name in named})
+    targets = lora.target_modules or tuple(available)
+    for target in targets:
+        matched = [module for name, module in named.items() if name == target or name.endswith(f".{target}")]
+        if not matched:
+            yield f"lora.target_modules: the model has no {target!r}; it has {', '.join(available)}"
+        elif lora.target_modules and (narrow := min(min(module.weight.shape) for module in matched)) < lora.r:
+            yield f"lora.r: {lora.r} is more than the width of {target} ({narrow})"

@@ -1,0 +1,27 @@
+"""Environment of the training libraries, set in one place before any of them is imported."""
+
+import os
+
+# Where the data-parallel processes of a job meet; set for each job that has several.
+RENDEZVOUS = "TUNESMITH_RENDEZVOUS"
+VARIABLES = {
+    # No model or data hub is ever asked; what is not on this machine is an error.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DO_NOT_TRACK": "1",
+    # Jobs are forked before the tokenizers' thread pool exists, so it is safe in them.
+    "TOKENIZERS_PARALLELISM": "true",
+    # Asking for devices must not start CUDA in a process that forks.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    # Data-parallel processes of a job are on one machine.
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+def apply() -> None:
+    """Sets the variables. They win over what the process was started with."""
+    os.environ.update(VARIABLES)

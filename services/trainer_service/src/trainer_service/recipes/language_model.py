@@ -1,0 +1,78 @@
+"""Supervised fine-tuning of a causal language model: full, or with a low-rank adapter (LoRA, arXiv:2106.09685).
+
+The loop is written out instead of handed to a trainer class: it takes its first step several times sooner (no dataset
+is mapped, no trainer set up), and it alone decides what a step is, which makes stopping and resuming exact. The model
+comes from transformers, the adapter from PEFT; the losses are those of trl.SFTTrainer, which a test compares.
+"""
+
+import math
+
+import torch
+
+from trainer_service.recipes import randomness
+from trainer_service.recipes.bookkeeping import Bookkeeper
+from trainer_service.recipes.checkpointing import Checkpoints
+from trainer_service.recipes.config import Job
+from trainer_service.recipes.events import EventWriter
+from trainer_service.recipes.losses import mean_loss, reply_loss
+from trainer_service.recipes.optimizers import Optimisation
+from trainer_service.recipes.prefetch import prefetch
+from trainer_service.recipes.preparation import prepare
+from trainer_service.recipes.saving import save_final
+from trainer_service.recipes.stopping import StopRequest
+from trainer_service.recipes.world import World
+
+
+def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> None:
+    """Trains as the job says; ends with a done or a stopped event.
+
+    Raises RecipeError, ModelkitError, OSError, MemoryError or torch.OutOfMemoryError.
+    """
+    training = job.finetune.training
+    events.phase("loading")
+    model, data, formats = prepare(job, events, world)
+
+    per_epoch = data.batches.steps_per_epoch(world.size)
+    total_steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+    optimisation = Optimisation(model, training, formats, world.device, total_steps=total_steps)
+    books = Bookkeeper(training, events, world, total_steps=total_steps, per_epoch=per_epoch)
+    checkpoints = Checkpoints(job, model, data.tokenizer, optimisation.parts, books, events, world)
+    randomness.seed(training.seed + world.rank)
+    if job.resume_from:
+        checkpoints.resume(job.resume_from)
+
+    parallel = world.parallel(model)
+    stopping = 0.0
+    books.begin()
+    for work in prefetch(data.batches.steps(books.step, total_steps, rank=world.rank, world=world.size)):
+        mine = (work.trained_tokens, work.tokens, work.rows, stop.requested, books.save_is_overdue())
+        trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
+        if stopping or books.stop_early:
+            break
+        loss = torch.zeros((), device=world.device)
+        for index, batch in enumerate(work.batches, start=1):
+            with world.accumulating(parallel, more=index < len(work.batches)):
+                with formats.autocast(world.device):
+                    part = reply_loss(parallel, batch, world.device) / max(trained_tokens, 1)
+                optimisation.backward(part * world.size)
+            loss += part.detach()
+        norm, rate = optimisation.step()
+        books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
+        if data.held_out and books.should_evaluate():
+            events.phase("evaluating")
+            validation_loss = mean_loss(model, data.held_out, formats, world)
+            optimisation.evaluated(validation_loss)
+            books.evaluated(validation_loss)
+        if books.should_save() or overdue:
+            checkpoints.save()
+
+    events.log(str(data.rows.counts))
+    if stopping:
+        checkpoints.stop()
+        return
+    events.phase("saving")
+    books.require_finite()
+    if world.leads:
+        save_final(model, data.tokenizer, job.output_dir, stored=formats.stored)
+        events.done(path=job.output_dir, step=books.step)
+    world.wait()

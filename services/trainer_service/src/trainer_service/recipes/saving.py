@@ -1,0 +1,122 @@
+"""Checkpoints and finished models: written under another name, brought to disk, then named in one step."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+
+from modelkit.inspection import read_json
+from trainer_service.recipes.adapters import save_adapter
+from trainer_service.recipes.config import Training
+from trainer_service.recipes.errors import CheckpointUnusable
+
+STATE = "trainer_state.json"
+ONE_FILE = "1TB"
+
+
+def save_weights(model: Any, directory: Path) -> None:
+    """Writes the adapter, or the whole model with config.json, in safetensors."""
+    if hasattr(model, "peft_config"):
+        save_adapter(model, directory)
+    else:
+        model.save_pretrained(directory, max_shard_size=ONE_FILE)
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Writes the tokenizer with its chat template, and special_tokens_map.json, which older programs look for."""
+    tokenizer.save_pretrained(directory)
+    path = directory / "special_tokens_map.json"
+    if not path.exists():
+        path.write_bytes(orjson.dumps(tokenizer.special_tokens_map, option=orjson.OPT_INDENT_2, default=str))
+
+
+def save_final(model: Any, tokenizer: Any, directory: Path, *, stored: torch.dtype) -> None:
+    """Writes the finished model, which transformers (or PEFT, for an adapter) loads as it is. Raises OSError.
+
+    A whole model is written in the format its base model was stored in; afterwards it has that in memory too.
+    """
+
+    def fill(staging: Path) -> None:
+        save_tokenizer(tokenizer, staging)
+        save_weights(model if hasattr(model, "peft_config") else model.to(stored), staging)
+
+    write_directory(directory, fill)
+
+
+class CheckpointWriter:
+    """Writes checkpoints beneath a directory. The tokenizer is saved once and copied into each."""
+
+    def __init__(self, directory: Path, tokenizer: Any, training: Training) -> None:
+        self.directory = directory
+        self._tokenizer = tokenizer
+        self._training = training
+        self._tokenizer_files = directory / ".tokenizer"
+
+    def write(self, step: int, model: Any, states: dict[str, Any], state: dict[str, Any]) -> Path:
+        """Writes checkpoint-<step>: the model, each of states as <name>.pt, and state, which is plain JSON.
+
+        Raises OSError; then nothing is left under the checkpoint's name.
+        """
+
+        def fill(staging: Path) -> None:
+            if not self._tokenizer_files.is_dir():
+                self._tokenizer_files.mkdir(parents=True)
+                save_tokenizer(self._tokenizer, self._tokenizer_files)
+            shutil.copytree(self._tokenizer_files, staging, dirs_exist_ok=True)
+            save_weights(model, staging)
+            for name, content in states.items():
+                torch.save(content, staging / f"{name}.pt")
+            torch.save(dataclasses.asdict(self._training), staging / "training_args.bin")
+            (staging / STATE).write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+
+        target = self.directory / f"checkpoint-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        write_directory(target, fill)
+        return target
+
+
+def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
+    """Creates a directory whole or not at all, and on disk for certain. Raises OSError."""
+    staging = target.parent / f".{target.name}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        fill(staging)
+        for parent, _, names in os.walk(staging):
+            for name in [*names, "."]:
+                sync(Path(parent, name))
+        staging.rename(target)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Brings a file or a directory's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """trainer_state.json of a checkpoint. Raises CheckpointUnusable."""
+    try:
+        return read_json(checkpoint / STATE)
+    except (OSError, ValueError) as error:
+        raise CheckpointUnusable(f"{checkpoint} cannot be used: {error}") from error
+
+
+def load_tensors(path: Path) -> Any:
+    """A .pt file that holds tensors and plain values alone; pickles of anything else are refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointUnusable(f"{path} cannot be used: {error}") from error

@@ -1,0 +1,250 @@
+"""The gRPC service over the wire: devices, environment, models, data, specifications."""
+
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelkit.base_models import BaseModels
+from modelkit.datasets import DatasetFiles, locate
+from modelkit.paths import AllowedRoots
+from servicekit.bus import EventBus
+from servicekit.errors import InvalidArgument, Unavailable, Unimplemented
+from servicekit.grpc_client import open_channel
+from servicekit.grpc_server import running_server
+from servicekit.objects import ObjectStore
+from servicekit.settings import ServiceSettings
+from services.trainer_service.tests.bench import JOBS, MakeSpec
+from trainer_service.checks import SpecChecks
+from trainer_service.datasets import DatasetChecks
+from trainer_service.environment import Environment
+from trainer_service.fork_launcher import running_launcher
+from trainer_service.servicer import TrainerServicer
+from trainer_service.setup import NAME
+from tunesmith.task.v1 import spec_pb2
+from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
+from tunesmith.trainer.v1 import trainer_service_pb2_grpc
+
+Stub = Any
+
+
+class Peer:
+    """The task service, as far as the environment check asks for it."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    async def ask(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def peer() -> Peer:
+    return Peer()
+
+
+@pytest.fixture
+async def stub(
+    tmp_path: Path, bus: EventBus, store: ObjectStore, peer: Peer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stub]:
+    monkeypatch.setenv("PYTHONPATH", str(JOBS))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    await store.prepare()
+    roots = AllowedRoots([tmp_path / "data"])
+    models, known = BaseModels(roots), DatasetChecks()
+    async with running_launcher(preload="light_preload", entry="training_jobs:run") as launcher:
+        await launcher.wait_warm()
+        environment = Environment(
+            launcher=launcher, store=store, bus=bus, task_service=peer.ask, folders={"scratch space": tmp_path / "work"}
+        )
+        servicer = TrainerServicer(SpecChecks(roots, models, known), models, known, environment)
+        servicers = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
+        async with (
+            running_server(ServiceSettings(drain_seconds=0), servicers) as server,
+            open_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            yield trainer_service_pb2_grpc.TrainerServiceStub(channel)
+    await store.close()
+
+
+async def test_devices(stub: Stub) -> None:
+    answer = await stub.ListDevices(trainer.ListDevicesRequest())
+    processor = answer.devices[0]
+    assert (processor.id, processor.type) == ("cpu", "cpu")
+    assert processor.cores == os.cpu_count()
+    assert processor.memory_total > processor.memory_free > 0
+    assert all(device.type == "cuda" for device in answer.devices[1:])
+
+
+async def test_environment(stub: Stub, peer: Peer) -> None:
+    answer = await stub.CheckEnvironment(trainer.CheckEnvironmentRequest(), timeout=50)
+    checks = {check.name: check for check in answer.checks}
+    assert {"python", "torch", "transformers", "peft", "memory", "scratch space", "training step"} <= set(checks)
+    assert checks["training step"].ok, checks["training step"]
+    assert checks["torch"].found[0].isdigit()
+    assert checks["object store"].ok
+    assert checks["message broker"].ok
+    assert checks["task service"].ok
+    assert answer.ready == all(check.ok for check in answer.checks)
+    peer.error = Unavailable("nobody there")
+    answer = await stub.CheckEnvironment(trainer.CheckEnvironmentRequest(), timeout=50)
+    (found,) = [check for check in answer.checks if check.name == "task service"]
+    assert (found.ok, found.found) == (False, "nobody there")
+    assert found.advice
+    assert not answer.ready
+
+
+async def test_base_models(stub: Stub, model: Path) -> None:
+    answer = await stub.ListBaseModels(trainer.ListBaseModelsRequest(modality="language_model"))
+    found = {entry.id: entry for entry in answer.models}
+    assert found[str(model)].local
+    assert found[str(model)].family == "llama"
+    assert not found["THUDM/chatglm3-6b"].local
+    answer = await stub.ListBaseModels(trainer.ListBaseModelsRequest(modality="object_detector"))
+    assert {entry.id for entry in answer.models} == {"yolov8n", "yolov8s"}
+
+
+def write(folder: Path, *rows: object) -> spec_pb2.DatasetSource:
+    folder.mkdir(exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    return spec_pb2.DatasetSource(path=str(folder))
+
+
+async def test_datasets_are_checked_and_shown(stub: Stub, tmp_path: Path) -> None:
+    good = write(tmp_path / "data" / "good", *({"instruction": f"q{n}", "output": f"a{n}"} for n in range(8)))
+    answer = await stub.ValidateDataset(trainer.ValidateDatasetRequest(dataset=good))
+    assert (answer.valid, answer.rows, answer.format) == (True, 8, "instruction")
+    preview = await stub.PreviewDataset(trainer.PreviewDatasetRequest(dataset=good))
+    assert [[(m.role, m.content) for m in sample.messages] for sample in preview.samples] == [
+        [("user", f"q{n}"), ("assistant", f"a{n}")] for n in range(5)
+    ]
+    preview = await stub.PreviewDataset(trainer.PreviewDatasetRequest(dataset=good, rows=2))
+    assert len(preview.samples) == 2
+    bad = write(tmp_path / "data" / "bad", {"instruction": "q", "output": "a"}, "not json", {"question": 1}, "{")
+    answer = await stub.ValidateDataset(trainer.ValidateDatasetRequest(dataset=bad))
+    assert (answer.valid, answer.rows) == (False, 1)
+    problems = {problem.reason: problem for problem in answer.problems}
+    assert (problems["NOT_JSON"].count, list(problems["NOT_JSON"].first_lines)) == (2, [2, 4])
+    assert all(problem.file == "train.jsonl" and problem.hint for problem in answer.problems)
+
+
+async def test_datasets_that_cannot_be_read(stub: Stub, tmp_path: Path) -> None:
+    (tmp_path / "data" / "empty").mkdir()
+    paths = ("/etc", str(tmp_path / "data" / "missing"), str(tmp_path / "data" / "empty"), f"{tmp_path}/data/../secret")
+    for path in paths:
+        source = spec_pb2.DatasetSource(path=path, validation_path="/etc/passwd")
+        with pytest.raises(InvalidArgument) as caught:
+            await stub.ValidateDataset(trainer.ValidateDatasetRequest(dataset=source))
+        fields = {problem.field for problem in caught.value.problems}
+        assert "dataset.validation_path" in fields
+    for source in (spec_pb2.DatasetSource(dataset_id="d1"), spec_pb2.DatasetSource(uri="s3://bucket/key")):
+        with pytest.raises(Unimplemented):
+            await stub.PreviewDataset(trainer.PreviewDatasetRequest(dataset=source))
+
+
+async def check(stub: Stub, spec: spec_pb2.FinetuneSpec) -> dict[str, str]:
+    answer = await stub.CheckSpec(trainer.CheckSpecRequest(spec=spec_pb2.TaskSpec(finetune=spec)))
+    found: dict[str, str] = {}
+    for problem in answer.problems:
+        found[problem.field] = f"{found.get(problem.field, '')}{problem.message}\n"
+    return found
+
+
+async def test_a_sound_specification_has_no_problems(stub: Stub, make_spec: MakeSpec, tmp_path: Path) -> None:
+    assert await check(stub, make_spec({})) == {}
+    assert await check(stub, make_spec({}, output_dir=str(tmp_path / "data" / "new" / "deep"))) == {}
+    assert await check(stub, make_spec({}, base_model="task:01abc")) == {}
+    (tmp_path / "data" / "hollow").mkdir()
+    assert await check(stub, make_spec({}, output_dir=str(tmp_path / "data" / "hollow"))) == {}
+
+
+async def test_every_problem_of_a_specification_is_told_at_once(
+    stub: Stub, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    gguf = tmp_path / "data" / "gguf"
+    gguf.mkdir()
+    (gguf / "model.gguf").write_bytes(b"GGUF")
+    spec = make_spec({}, base_model=str(gguf), output_dir="/usr/local/model")
+    write(Path(spec.dataset.path), {"question": "only"})
+    spec.devices.cuda_visible_devices = "62,62"
+    spec.training.optim, spec.training.lr_scheduler_type = "magic", "zigzag"
+    problems = await check(stub, spec)
+    assert set(problems) == {
+        "finetune.base_model",
+        "finetune.dataset.path",
+        "finetune.output_dir",
+        "finetune.devices.cuda_visible_devices",
+        "finetune.training.optim",
+        "finetune.training.lr_scheduler_type",
+    }
+    assert "GGUF" in problems["finetune.base_model"]
+    assert "outside the allowed directories" in problems["finetune.output_dir"]
+
+
+@pytest.mark.parametrize(
+    ("make_target", "words"),
+    [
+        (lambda root: root, "an allowed directory itself"),
+        (lambda root: root / "model" / "inside", ""),
+        (lambda root: root / "model", "is not empty"),
+        (lambda root: root / "model" / "config.json" / "deeper", "is not a directory"),
+        (lambda root: root / "model" / "config.json", "is not a directory"),
+        (lambda root: root / "link", "outside the allowed directories"),
+        (lambda root: root / ".." / "elsewhere", "outside the allowed directories"),
+    ],
+)
+async def test_output_directories(
+    stub: Stub, make_spec: MakeSpec, tmp_path: Path, make_target: Any, words: str
+) -> None:
+    (tmp_path / "data" / "link").symlink_to("/usr/local")
+    problems = await check(stub, make_spec({}, output_dir=str(make_target(tmp_path / "data"))))
+    assert words in problems.get("finetune.output_dir", "")
+    assert bool(problems) == bool(words)
+
+
+async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spec: MakeSpec) -> None:
+    qlora = spec_pb2.LanguageModelParameters(method=spec_pb2.METHOD_QLORA)
+    pretraining = spec_pb2.LanguageModelParameters(objective=spec_pb2.OBJECTIVE_PRETRAINING)
+    for more in (
+        {"language_model": qlora},
+        {"language_model": pretraining},
+        {"language_model": None, "object_detector": spec_pb2.ObjectDetectorParameters()},
+        {"dataset": spec_pb2.DatasetSource(dataset_id="d")},
+    ):
+        with pytest.raises(Unimplemented):
+            await check(stub, make_spec({}, **more))
+    with pytest.raises(Unimplemented):
+        await stub.EstimateResources(trainer.EstimateResourcesRequest(spec=make_spec({})))
+    other = spec_pb2.TaskSpec(prepare=spec_pb2.PrepareSpec(dataset=spec_pb2.DatasetSource(path="x")))
+    with pytest.raises(Unimplemented):
+        await stub.CheckSpec(trainer.CheckSpecRequest(spec=other))
+
+
+async def test_rules_of_the_proto_hold_here_too(stub: Stub) -> None:
+    with pytest.raises(InvalidArgument):
+        await stub.ValidateDataset(trainer.ValidateDatasetRequest())
+
+
+def test_a_dataset_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    class Counting(DatasetChecks):
+        reads = 0
+
+        def _read(self, files: DatasetFiles) -> Any:
+            self.reads += 1
+            return super()._read(files)
+
+    folder = tmp_path / secrets.token_hex(4)
+    write(folder, {"instruction": "q", "output": "a"})
+    checks = Counting()
+    assert checks.check(locate(folder)).rows == 1
+    assert checks.check(locate(folder)).rows == 1
+    assert checks.reads == 1
+    write(folder, {"instruction": "q", "output": "a"}, {"instruction": "r", "output": "b"})
+    assert checks.check(locate(folder)).rows == 2
+    assert checks.reads == 2
