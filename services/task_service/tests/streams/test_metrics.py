@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -138,16 +137,3 @@ async def test_thinning_shows_undefined_values_and_constant_ones(database: Datab
     assert [step for step, value in found["broken"] if math.isnan(value)] == [501]
     assert 2 <= len(found["diverged"]) <= 30
     assert all(math.isnan(value) for _, value in found["diverged"])
-
-
-async def test_many_points_are_read_in_a_moment(database: Database) -> None:
-    for start in range(0, 100_000, 10_000):
-        points = [(step, math.sin(step / 1000)) for step in range(start, start + 10_000)]
-        await store(database, "loss", points)
-        await store(database, "learning_rate", points)
-    begun = time.perf_counter()
-    found = await series(database)
-    spent = time.perf_counter() - begun
-    assert {name: 900 < len(points) <= 1000 for name, points in found.items()} == {"loss": True, "learning_rate": True}
-    # Five to ten times what it takes; reading every point over the wire would take longer.
-    assert spent < 3

@@ -140,4 +140,6 @@ async def test_watching_goes_on_through_stop_and_resume(running: Service, alice:
     await alice.stop(attempt.task_id)
     async with asyncio.timeout(20):
         types = [event_type for event_type, _ in await watching if event_type.startswith("task.")]
-    assert types == ["task.stopping", "task.stopped", "task.resumed", "task.stopped"]
+    # The start may be told again after the snapshot that showed it.
+    assert types[-4:] == ["task.stopping", "task.stopped", "task.resumed", "task.stopped"]
+    assert types[:-4] in ([], ["task.started"])

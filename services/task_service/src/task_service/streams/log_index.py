@@ -29,9 +29,15 @@ class LogIndex:
             self._positions.popitem(last=False)
 
     def nearest(self, task_id: str, line: int, start: LogPosition, last: int) -> LogPosition:
-        """The last known position at or before a line; start when none lies between it and the message last."""
+        """The last known position at or before a line; start when none lies between it and the message last.
+
+        Positions beyond the last message are from a stream that was lost, and none of the log's is of use any more.
+        """
         known = self._positions.get(task_id, [])
+        if known and known[-1].sequence > last:
+            del self._positions[task_id]
+            return start
         index = bisect_right(known, line, key=lambda position: position.line) - 1
-        if index >= 0 and start.sequence < known[index].sequence <= last and known[index].line >= start.line:
+        if index >= 0 and known[index].sequence > start.sequence and known[index].line >= start.line:
             return known[index]
         return start

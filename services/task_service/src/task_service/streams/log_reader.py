@@ -1,5 +1,6 @@
 """What clients see of a task's log: parts of it, and its lines as they come."""
 
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -62,8 +63,8 @@ class LogReader:
     ) -> AsyncGenerator[tuple[list[LogLine], str], None]:
         """Lines after a cursor as they come, each portion with the cursor after it; ends with the task's log.
 
-        Raises InvalidArgument for a bad cursor, and NotFound. At most some portions are held in
-        memory, however slowly they are taken.
+        Raises InvalidArgument for a bad cursor, and NotFound. At most some portions are held in memory, however slowly
+        they are taken.
         """
         position = LogPosition.parse(cursor)
         log = await self._archives.visible(principal, task_id)
@@ -73,23 +74,21 @@ class LogReader:
                 yield portion
 
     async def _count(self, log: TaskLog, last: int) -> int:
-        line = log.stored.lines
-        async with aclosing(self._live(log, self._nearest(log, None, last), last)) as portions:
+        """Lines of the whole log up to the stream's message last."""
+        start = self._index.nearest(log.task_id, sys.maxsize, log.stored.end, last)
+        line = start.line
+        async with aclosing(self._live(log, start, last)) as portions:
             async for folded in portions:
                 line = folded.position.line
         return line
-
-    def _nearest(self, log: TaskLog, line: int | None, last: int) -> LogPosition:
-        wanted = line if line is not None else 2**62
-        return self._index.nearest(log.task_id, wanted, log.stored.end, last)
 
     async def _from(self, log: TaskLog, first: int, last: int) -> AsyncGenerator[list[LogLine], None]:
         """Lines from number first on, up to the stream's message last."""
         async with aclosing(read_lines(self._objects, log_key(log.task_id), log.stored, first)) as stored:
             async for lines in stored:
                 yield lines
-        line = self._nearest(log, first, last)
-        async with aclosing(self._live(log, line, last)) as portions:
+        start = self._index.nearest(log.task_id, first, log.stored.end, last)
+        async with aclosing(self._live(log, start, last)) as portions:
             async for folded in portions:
                 begin = folded.position.line - len(folded.lines)
                 yield folded.lines[max(0, first - begin) :]
