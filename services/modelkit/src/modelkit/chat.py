@@ -1,5 +1,6 @@
 """Conversations as token ids with labels: the loss counts only what the assistant writes."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class ChatEncoder:
         tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         self.template = ChatTemplate(str(source), tokens)
         self.max_length = max_length
+        self._lock = threading.Lock()  # a template notes its spans within itself
         backend: Any = tokenizer
         self._backend = backend.backend_tokenizer
         self._backend.no_truncation()
@@ -56,7 +58,7 @@ class ChatEncoder:
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
         """Token ids and labels of each conversation. Raises InvalidTemplate."""
-        with self.template.time_limit():
+        with self._lock, self.template.time_limit():
             rendered = [self.spans(messages) for messages in conversations]
         encodings = self._backend.encode_batch([text for text, _ in rendered], add_special_tokens=False)
         return [self._label(encoding, spans) for encoding, (_, spans) in zip(encodings, rendered, strict=True)]

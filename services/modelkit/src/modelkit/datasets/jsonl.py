@@ -16,12 +16,16 @@ from modelkit.datasets.problems import DatasetProblem, ProblemCounter
 MAX_LINE_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
 MAX_LAYOUTS = 1024
+MAX_SHAPES = 256
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What a pass over a file found. offsets and lengths are the byte ranges of the good rows."""
+    """What a pass over a file found. offsets and lengths are the byte ranges of the good rows.
+
+    shapes holds one row (its index) for each (number of messages, role of the first), as far as there is room.
+    """
 
     path: Path
     rows: int
@@ -29,6 +33,7 @@ class FileReport:
     problems: tuple[DatasetProblem, ...]
     offsets: "array[int]" = field(repr=False)
     lengths: "array[int]" = field(repr=False)
+    shapes: dict[tuple[int, str], int] = field(repr=False)
 
 
 class RowReader:
@@ -80,6 +85,7 @@ def scan(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, stop_after: int = 
     """Checks every line of a file, or, with stop_after, so many good rows. Raises OSError when it cannot be read."""
     counter = ProblemCounter(path.name)
     offsets, lengths = array("Q"), array("Q")
+    shapes: dict[tuple[int, str], int] = {}
     reader, first_format, seen = RowReader(), "", False
     loads = orjson.loads
     for number, (offset, line) in enumerate(read_lines(path, max_line_bytes), start=1):
@@ -96,7 +102,7 @@ def scan(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, stop_after: int = 
             if type(row) is not dict:
                 raise _not_an_object(row)
             columns = reader.columns(row)
-            to_messages(row, columns)
+            messages = to_messages(row, columns)
         except RowError as error:
             counter.add(error.reason, error.message, error.hint, number)
             continue
@@ -108,13 +114,16 @@ def scan(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, stop_after: int = 
                 counter.add(*_mixed(first_format, columns.format), number)
                 continue
             first_format = columns.format
+        shape = (len(messages), messages[0]["role"])
+        if shape not in shapes and len(shapes) < MAX_SHAPES:
+            shapes[shape] = len(offsets)
         offsets.append(offset)
         lengths.append(len(line))
         if len(offsets) == stop_after:
             break
     if not seen:
         counter.add("EMPTY_FILE", "the file is empty", "write one JSON object per line")
-    return FileReport(path, len(offsets), first_format, counter.problems, offsets, lengths)
+    return FileReport(path, len(offsets), first_format, counter.problems, offsets, lengths, shapes)
 
 
 def _not_an_object(row: Any) -> RowError:

@@ -20,8 +20,15 @@ VARIABLES = {
     # Data-parallel processes of a job are on one machine.
     "GLOO_SOCKET_IFNAME": "lo",
 }
+DEFAULTS = {
+    # Threads that wait for each other by spinning stand still when something else has their core: with two jobs on
+    # two cores a step took fifty times as long. A short spin keeps what spinning is good for.
+    "GOMP_SPINCOUNT": "2000",
+}
 
 
 def apply() -> None:
-    """Sets the variables. They win over what the process was started with."""
+    """Sets VARIABLES whatever the process was started with, and of DEFAULTS what it was started without."""
     os.environ.update(VARIABLES)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
