@@ -14,6 +14,11 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "tunesmith"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_CHARACTERS = 1000
+MAX_PROBLEMS_BYTES = 40 * 1024
+VIOLATION_OVERHEAD_BYTES = 12
+# What a client must accept, headers in base64 and the rest of the metadata included.
+MAX_METADATA_BYTES = 96 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +143,36 @@ class Internal(TunesmithError):
 _BY_CODE: dict[grpc.StatusCode, type[TunesmithError]] = {kind.code: kind for kind in TunesmithError.__subclasses__()}
 
 
+def wire_message(error: TunesmithError) -> str:
+    """The message of an error as it fits into a header."""
+    text = error.message
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]} ..."
+
+
 def status_details(error: TunesmithError) -> bytes:
-    """The google.rpc.Status of an error, serialized for the trailing metadata."""
+    """The google.rpc.Status of an error, serialized for the trailing metadata, whose size is limited."""
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
     details = [info]
     if error.problems:
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=problem.field, description=problem.message)
-            for problem in error.problems
-        ]
         bad_request = any_pb2.Any()
-        bad_request.Pack(error_details_pb2.BadRequest(field_violations=violations))
+        bad_request.Pack(error_details_pb2.BadRequest(field_violations=_violations(error.problems)))
         details.append(bad_request)
     code: int = error.code.value[0]
-    status = status_pb2.Status(code=code, message=error.message, details=details)
+    status = status_pb2.Status(code=code, message=wire_message(error), details=details)
     return bytes(status.SerializeToString())
+
+
+def _violations(problems: Sequence[Problem]) -> list[error_details_pb2.BadRequest.FieldViolation]:
+    violations: list[error_details_pb2.BadRequest.FieldViolation] = []
+    size = 0
+    for number, problem in enumerate(problems):
+        size += len(problem.field.encode()) + len(problem.message.encode()) + VIOLATION_OVERHEAD_BYTES
+        if size > MAX_PROBLEMS_BYTES:
+            more = f"and {len(problems) - number} more problems"
+            return [*violations, error_details_pb2.BadRequest.FieldViolation(description=more)]
+        violations.append(error_details_pb2.BadRequest.FieldViolation(field=problem.field, description=problem.message))
+    return violations
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> TunesmithError:

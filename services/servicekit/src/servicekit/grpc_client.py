@@ -7,7 +7,7 @@ import grpc
 from grpc.aio import ClientCallDetails, Metadata
 
 from servicekit import grpc_telemetry
-from servicekit.errors import from_rpc_error
+from servicekit.errors import MAX_METADATA_BYTES, from_rpc_error
 
 DEFAULT_DEADLINE_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -91,6 +91,8 @@ def open_channel(target: str, token: str | None = None) -> grpc.aio.Channel:
             ("grpc.service_config", RETRY_POLICY),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.initial_reconnect_backoff_ms", 100),

@@ -23,6 +23,7 @@ from servicekit.errors import (
     Unauthenticated,
     Unimplemented,
     status_details,
+    wire_message,
 )
 from servicekit.identity import Principal, Role, TokenVerifier, set_current_principal
 from servicekit.settings import ServiceSettings
@@ -153,7 +154,7 @@ def as_status(method: str, error: Exception) -> TunesmithError:
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TunesmithError) -> NoReturn:
     """Ends a call with the status of an error."""
-    await context.abort(error.code, error.message, ((STATUS_DETAILS_KEY, status_details(error)),))
+    await context.abort(error.code, wire_message(error), ((STATUS_DETAILS_KEY, status_details(error)),))
 
 
 class Server:

@@ -20,10 +20,12 @@ class ServiceSettings(BaseSettings):
     port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     public_key_file: Path | None = Field(None, description="PEM of the key that tokens are verified with.")
     service_token_file: Path | None = Field(None, description="File with this service's own token.")
-    nats_url: str = Field("nats://127.0.0.1:4222", description="Address of the NATS server.")
+    nats_url: str = Field("nats://127.0.0.1:4222", repr=False, description="Address of the NATS server.")
     nats_user: str | None = Field(None, description="User at the NATS server.")
     nats_password: SecretStr | None = Field(None, description="Password at the NATS server.")
-    object_store_url: str = Field("file:///var/lib/tunesmith/objects", description="file:// or s3:// address.")
+    object_store_url: str = Field(
+        "file:///var/lib/tunesmith/objects", repr=False, description="file:// or s3:// address."
+    )
     otlp_endpoint: str | None = Field(None, description="OpenTelemetry collector; telemetry is off without one.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least severe log level.")
     drain_seconds: float = Field(10.0, ge=0, description="Time for running calls to end when the service stops.")
