@@ -1,5 +1,6 @@
 """Fixtures with real servers, for every test in the repository. A server starts when the first test asks for it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from tests.support.nats import NatsServer
 from tests.support.postgres import PostgresServer
 from tests.support.s3 import JuiceServer, SeaweedServer
+
+# Otherwise gRPC's threads come to life in a server's process between fork and exec, and may end it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 @pytest.fixture

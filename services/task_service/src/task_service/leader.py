@@ -22,6 +22,7 @@ Duty = Callable[[], Awaitable[None]]
 
 NAME = "background-duties"
 RESTART_SECONDS = 1.0
+FAR_FUTURE = 60_000_000  # microseconds; longer than replicas with different settings would write
 
 
 def new_holder() -> str:
@@ -50,7 +51,9 @@ class Lease:
         length = int(self.seconds * 1_000_000)
         # An end in a far future was written under a clock that has been put back since.
         free = or_(
-            LeaseRow.holder == self.holder, LeaseRow.expire_time <= now, LeaseRow.expire_time > now + 10 * length
+            LeaseRow.holder == self.holder,
+            LeaseRow.expire_time <= now,
+            LeaseRow.expire_time > now + length + FAR_FUTURE,
         )
         taken = await session.execute(
             update(LeaseRow)
