@@ -150,7 +150,7 @@ async def test_a_stored_log_goes_on_when_the_stream_was_lost(world: World, purge
     await archiver.archive_due()
     if purged:
         await archiver.purge_due()
-    tail = world.reader().tail(OWNER, task.id, "20-5-1")
+    tail = world.reader().tail(OWNER, task.id, "20-5-1-0")
     await world.lose_stream(subjects.LOGS)
     await world.archiver().archive_due()
     await world.set_task(task, state=State.RUNNING, attempt=2)

@@ -62,7 +62,9 @@ async def test_others_see_no_log(world: World) -> None:
         await everything(world.reader().tail(STRANGER, task.id))
 
 
-@pytest.mark.parametrize("cursor", ["x", "1", "1-2", "1-2-3-4", "-1-2-3", "1-2-x", "99999999999999999999-1-1", "١-1-1"])
+@pytest.mark.parametrize(
+    "cursor", ["x", "1", "1-2-3", "1-2-3-4-5", "-1-2-3-4", "1-2-3-x", "99999999999999999999-1-1-1", "١-1-1-1"]
+)
 async def test_a_bad_cursor_is_refused(world: World, cursor: str) -> None:
     task = await world.create_task()
     with pytest.raises(InvalidArgument, match="cursor"):
@@ -107,6 +109,26 @@ async def test_a_fence_holds_across_a_cursor(world: World) -> None:
     await world.log(task.id, ["late"], attempt=1)
     await world.log(task.id, ["b"], attempt=2)
     assert (await take(world.reader().tail(OWNER, task.id, cursor), 1))[0] == ["b"]
+
+
+async def test_a_batch_that_comes_again_adds_nothing(world: World) -> None:
+    """As after an outage that outlasts the broker's memory of message ids."""
+    task = await world.create_task()
+    for number in (1, 2, 3, 2, 3, 4):
+        await world.log(task.id, [f"a{number}"], number=number, final=number == 4)
+    expected = ["a1", "a2", "a3", "a4"]
+    lines, total = await world.reader().read(OWNER, task.id)
+    assert (texts(lines), total) == (expected, 4)
+    tail = world.reader().tail(OWNER, task.id)
+    _, cursor = await take(tail, 4)
+    await tail.aclose()
+    await world.set_task(task, state=State.STOPPED)
+    assert await world.archiver().archive_due() == 1
+    await world.log(task.id, ["a4"], number=4, final=True)
+    await world.set_task(task, state=State.RUNNING, attempt=2)
+    await world.log(task.id, ["b1"], attempt=2, number=1)
+    assert (await take(world.reader().tail(OWNER, task.id, cursor), 1))[0] == ["b1"]
+    assert texts((await world.reader().read(OWNER, task.id))[0]) == [*expected, "b1"]
 
 
 async def test_text_is_kept_whatever_it_holds(world: World) -> None:
@@ -212,7 +234,7 @@ async def test_every_cursor_goes_on_at_its_line(world: World) -> None:
     expected = [*map(str, range(count)), "end"]
 
     async def cursors() -> dict[str, int]:
-        found = {"": 0, "500-0-0": 500}
+        found = {"": 0, "500-0-0-0": 500}
         tail = world.reader().tail(OWNER, task.id)
         seen = 0
         while seen < len(expected):

@@ -78,8 +78,10 @@ class World:
         async with self.database.sessions.begin() as session:
             await session.execute(update(TaskRow).where(TaskRow.number == row.number).values(**values))
 
-    async def log(self, task_id: str, lines: Sequence[str], attempt: int = 1, final: bool = False) -> int:
-        batch = LogBatch(task_id=task_id, attempt=attempt, final=final)
+    async def log(
+        self, task_id: str, lines: Sequence[str], attempt: int = 1, final: bool = False, number: int = 0
+    ) -> int:
+        batch = LogBatch(task_id=task_id, attempt=attempt, final=final, number=number)
         for text in lines:
             line = batch.lines.add(text=text)
             line.time.GetCurrentTime()

@@ -336,12 +336,15 @@ class LogBatch(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     attempt: _builtins.int
     """The attempt."""
     final: _builtins.bool
     """The last batch of the attempt."""
+    number: _builtins.int
+    """1 for the attempt's first batch, then one more each; a number that came before is a repetition. 0 when not counted."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.LogLine]:
         """Lines in order."""
@@ -353,10 +356,11 @@ class LogBatch(_message.Message):
         attempt: _builtins.int = ...,
         lines: _abc.Iterable[_task_pb2.LogLine] | None = ...,
         final: _builtins.bool = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "final", b"final", "lines", b"lines", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "final", b"final", "lines", b"lines", "number", b"number", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

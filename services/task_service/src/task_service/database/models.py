@@ -215,9 +215,10 @@ class LogArchiveRow(Base):
     task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
     lines: Mapped[int] = mapped_column(default=0)
     size: Mapped[int] = mapped_column(default=0)
-    # The stream's last message in the object, and the attempt that wrote it.
+    # The stream's last message in the object, the attempt that wrote it, and its number among that attempt's.
     sequence: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    batch: Mapped[int] = mapped_column(default=0)
     # Messages up to this one were removed from the stream.
     purged_sequence: Mapped[int] = mapped_column(default=0)
 

@@ -33,12 +33,13 @@ class StoredLog:
     size: int = 0
     sequence: int = 0
     attempt: int = 0
+    batch: int = 0
     purged_sequence: int = 0
 
     @property
     def end(self) -> LogPosition:
         """Where the part begins that is not stored."""
-        return LogPosition(self.lines, self.sequence, self.attempt)
+        return LogPosition(self.lines, self.sequence, self.attempt, self.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class LogArchives:
                 row = LogArchiveRow(task_number=log.number, purged_sequence=0)
                 session.add(row)
             row.lines, row.size = stored.lines, stored.size
-            row.sequence, row.attempt = stored.sequence, stored.attempt
+            row.sequence, row.attempt, row.batch = stored.sequence, stored.attempt, stored.batch
             await _set_log_attempt(session, log, log.attempt)
             return True
 
@@ -169,6 +170,7 @@ _STORED = (
     LogArchiveRow.size,
     LogArchiveRow.sequence,
     LogArchiveRow.attempt,
+    LogArchiveRow.batch,
     LogArchiveRow.purged_sequence,
 )
 

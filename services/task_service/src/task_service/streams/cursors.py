@@ -23,7 +23,7 @@ def format_event_cursor(sequence: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """How far a log was read: lines since its start, the stream's last message, the newest attempt among them.
+    """How far a log was read: lines since its start, the stream's last message, the newest attempt and its last batch.
 
     The lines alone say where to go on, whether the log lies in the stream or in the object store; the rest only
     saves counting.
@@ -32,16 +32,17 @@ class LogPosition:
     line: int = 0
     sequence: int = 0
     attempt: int = 0
+    batch: int = 0
 
     @classmethod
     def parse(cls, cursor: str) -> Self:
         """The position that a cursor stands for. Raises InvalidArgument."""
         if not cursor:
             return cls()
-        return cls(*_numbers(cursor, 3))
+        return cls(*_numbers(cursor, 4))
 
     def __str__(self) -> str:
-        return f"{self.line}-{self.sequence}-{self.attempt}"
+        return f"{self.line}-{self.sequence}-{self.attempt}-{self.batch}"
 
 
 def _numbers(cursor: str, count: int) -> list[int]:

@@ -9,6 +9,7 @@ Both the live and the stored view come from the same fold over the stream, so th
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from google.protobuf.message import DecodeError
@@ -34,15 +35,20 @@ class Folded:
 
 
 def fold(position: LogPosition, message: Message) -> Folded:
-    """Adds a message to a log read up to position. Batches of attempts older than the newest seen add nothing."""
+    """Adds a message to a log read up to position. Batches of older attempts and those seen before add nothing."""
     batch = decode(message.data)
     if batch is None:
         logger.warning("message %s on %s is not a batch of log lines; passed over", message.sequence, message.subject)
-    if batch is None or batch.attempt < position.attempt:
-        return Folded(LogPosition(position.line, message.sequence, position.attempt), [])
+    if batch is None or _is_stale(batch, position):
+        return Folded(replace(position, sequence=message.sequence), [])
     lines = [line for item in batch.lines for line in _single_lines(item, batch.attempt, message)]
-    after = LogPosition(position.line + len(lines), message.sequence, batch.attempt)
+    after = LogPosition(position.line + len(lines), message.sequence, batch.attempt, batch.number)
     return Folded(after, lines, batch.attempt if batch.final else 0)
+
+
+def _is_stale(batch: LogBatch, position: LogPosition) -> bool:
+    repeated = batch.attempt == position.attempt and 0 < batch.number <= position.batch
+    return batch.attempt < position.attempt or repeated
 
 
 def decode(data: bytes) -> LogBatch | None:

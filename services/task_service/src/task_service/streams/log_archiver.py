@@ -142,7 +142,12 @@ class LogArchiver:
                 position = folded.position
                 file.write(to_text(folded.lines))
         return replace(
-            log.stored, lines=position.line, size=file.tell(), sequence=position.sequence, attempt=position.attempt
+            log.stored,
+            lines=position.line,
+            size=file.tell(),
+            sequence=position.sequence,
+            attempt=position.attempt,
+            batch=position.batch,
         )
 
     async def _purge(self, log: TaskLog) -> bool:

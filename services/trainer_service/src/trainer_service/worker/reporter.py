@@ -154,9 +154,15 @@ class Reporter:
     def _flush_lines(self, *, final: bool = False) -> None:
         self._timers.done(self._flush_lines)
         if self._lines or final:
-            batch = facts.LogBatch(task_id=self._task_id, attempt=self._attempt, lines=self._lines, final=final)
-            self._lines, self._line_bytes = [], 0
             self._log_batches += 1
+            batch = facts.LogBatch(
+                task_id=self._task_id,
+                attempt=self._attempt,
+                lines=self._lines,
+                final=final,
+                number=self._log_batches,
+            )
+            self._lines, self._line_bytes = [], 0
             message_id = f"log.{self._task_id}.{self._attempt}.{self._log_batches}"
             self._spool.put(Outgoing(subjects.log(self._task_id), batch.SerializeToString(), message_id))
 

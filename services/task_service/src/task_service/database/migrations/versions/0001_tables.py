@@ -154,6 +154,7 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("batch", sa.BigInteger(), nullable=False),
         sa.Column("purged_sequence", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["task_number"], ["tasks.number"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_number"),
