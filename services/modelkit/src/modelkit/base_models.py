@@ -50,6 +50,7 @@ class BaseModels:
     def __init__(self, roots: AllowedRoots, *, hub_cache: str | os.PathLike[str] | None = None) -> None:
         self._roots = roots
         self._hub_cache = Path(hub_cache) if hub_cache is not None else default_hub_cache()
+        self._is_allowed = AllowedRoots([*roots.roots, self._hub_cache]).contains
 
     def resolve(self, name: str, *, field: str = "base_model") -> ResolvedModel:
         """The model that a directory, catalogue id or hub id names.
@@ -57,7 +58,7 @@ class BaseModels:
         Raises PathNotAllowed for a path outside the roots, and InvalidModel listing every problem of the model.
         """
         directory = self.locate(name, field=field)
-        return describe(name, directory, inspect(directory), field=field)
+        return describe(name, directory, inspect(directory, self._is_allowed), field=field)
 
     def locate(self, name: str, *, field: str = "base_model") -> Path:
         """The directory of a model, not yet checked. Raises PathNotAllowed or InvalidModel."""
@@ -93,7 +94,7 @@ class BaseModels:
         for root in self._roots.roots:
             for directory in _model_directories(root, MAX_DEPTH):
                 try:
-                    model = describe(str(directory), directory, inspect(directory), field="")
+                    model = describe(str(directory), directory, inspect(directory, self._is_allowed), field="")
                 except InvalidModel:
                     continue
                 size = _human_count(model.parameters)

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,18 @@ class Inspection:
         self.problems.append(problem)
 
 
-def inspect(directory: Path) -> Inspection:
-    """Looks at a model directory without loading anything from it."""
+def inspect(directory: Path, is_allowed: Callable[[Path], bool] | None = None) -> Inspection:
+    """Looks at a model directory without loading anything from it. is_allowed judges where its links lead."""
     found = Inspection()
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - names are what is needed
     except OSError as error:
         found.refuse("MODEL_NOT_FOUND", f"{directory} cannot be read: {error.strerror}")
+        return found
+    for name in names:
+        if is_allowed and (directory / name).is_symlink() and not is_allowed(directory / name):
+            found.refuse("PATH_NOT_ALLOWED", f"{name} leads out of the allowed directories")
+    if found.problems:
         return found
     _inspect_config(directory, names, found)
     _inspect_weights(directory, names, found)

@@ -14,7 +14,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
 
-UNBOUNDED_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs", "format", "format_map"})
+UNBOUNDED_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs"})
 PADDING_FILTERS = ("center", "indent", "wordwrap")
 MAX_PADDING = 1000
 MAX_BASE, MAX_EXPONENT = 10**6, 64
@@ -58,10 +58,14 @@ def bounded_environment(limit: Limit) -> ImmutableSandboxedEnvironment:
     """The environment in which transformers renders chat templates; no text may grow beyond limit() characters."""
     compile_template: Any = chat_template_utils._cached_compile_jinja_template
     environment: Any = compile_template("").environment
-    safe, call = environment.is_safe_attribute, environment.call
+    safe, call, wrap_format = environment.is_safe_attribute, environment.call, environment.wrap_str_format
 
     def is_safe_attribute(value: object, name: str, attribute: object) -> bool:
         return name not in UNBOUNDED_METHODS and bool(safe(value, name, attribute))
+
+    def refuse_format(value: object) -> None:
+        if wrap_format(value) is not None:
+            raise SecurityError("text formatting is not available to chat templates")
 
     def bounded_call(context: object, function: Any, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
@@ -77,6 +81,7 @@ def bounded_environment(limit: Limit) -> ImmutableSandboxedEnvironment:
     environment.call_binop = call_binop
     environment.is_safe_attribute = is_safe_attribute
     environment.call = bounded_call
+    environment.wrap_str_format = refuse_format
     environment.concat = lambda parts: bounded_join(parts, limit)
     environment.filters.pop("format")
     for name in PADDING_FILTERS:

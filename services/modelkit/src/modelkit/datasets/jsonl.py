@@ -75,7 +75,7 @@ def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tup
                 end = offset + len(line) + 1
                 yield offset, None if skipping or len(line) > max_line_bytes else line
                 offset, skipping = end, False
-            if len(rest) > max_line_bytes:
+            if skipping or len(rest) > max_line_bytes:
                 offset, rest, skipping = offset + len(rest), b"", True
         if rest or skipping:
             yield offset, None if skipping else rest
