@@ -206,6 +206,14 @@ class Gateway:
     closing: asyncio.Event
     services: Any
 
+    async def finetuning(self, method: str, route: str, prefix: str = "", **arguments: Any) -> tuple[int, Any, str]:
+        """Code, data and message of a call of the fine-tuning tasks surface."""
+        response = await self.client.request(method, f"{prefix}/finetuning/{route}", **arguments)
+        assert response.status_code == 200, response.text
+        document = response.json()
+        assert list(document) == ["code", "data", "msg"]
+        return document["code"], document["data"], document["msg"]
+
     def token(self, user: str = "ada", lifetime: timedelta = timedelta(minutes=5)) -> str:
         return self.issuer.issue(user, Role.USER, lifetime)
 

@@ -6,12 +6,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 
 from gateway.access_log import AccessLog
 from gateway.app import Gateway
@@ -167,11 +173,33 @@ async def test_what_fails_unexpectedly_is_hidden_and_logged(caplog: pytest.LogCa
     assert caplog.records[0].args[2] in body  # type: ignore[index]
 
 
-async def test_the_process_serves_and_drains(gateway: Any) -> None:
-    port = free_port()
-    targets = {f"TUNESMITH_{name}_TARGET": f"127.0.0.1:{gateway.services.port}" for name in ("TASK", "TRAINER")}
-    targets |= {f"TUNESMITH_{name}_TARGET": f"127.0.0.1:{gateway.services.port}" for name in ("EVAL", "EXPORT")}
-    environment = {**os.environ, **targets, "TUNESMITH_PORT": str(port), "TUNESMITH_DRAIN_SECONDS": "5"}
+class Collector(TraceServiceServicer):
+    """Takes spans as an OpenTelemetry collector does."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+
+    async def Export(self, request: Any, context: Any) -> Any:
+        for resource in request.resource_spans:
+            self.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        return ExportTraceServiceResponse()
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[tuple[Collector, str]]:
+    server, spans = grpc.aio.server(), Collector()
+    add_TraceServiceServicer_to_server(spans, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield spans, f"http://127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_the_process_serves_traces_and_drains(gateway: Any, collector: tuple[Collector, str]) -> None:
+    port, (spans, endpoint) = free_port(), collector
+    targets = dict.fromkeys(("TASK", "TRAINER", "EVAL", "EXPORT"), f"127.0.0.1:{gateway.services.port}")
+    environment = {**os.environ, **{f"TUNESMITH_{name}_TARGET": target for name, target in targets.items()}}
+    environment |= {"TUNESMITH_PORT": str(port), "TUNESMITH_DRAIN_SECONDS": "5", "TUNESMITH_OTLP_ENDPOINT": endpoint}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", env=environment, stderr=asyncio.subprocess.PIPE
     )
@@ -190,6 +218,10 @@ async def test_the_process_serves_and_drains(gateway: Any) -> None:
             status = Path(f"/proc/{process.pid}/status").read_text()
             kilobytes = int(status.partition("VmRSS:")[2].split()[0])
             assert kilobytes < 150 * 1024, "the bound on idle memory"
+            trace = f"00-{'a1' * 16}-{'b2' * 8}-01"
+            await client.get(f"/v1/tasks/{'a' * 26}", headers={"traceparent": trace})
+            assert gateway.tasks.metadata["traceparent"].startswith(f"00-{'a1' * 16}-"), "the trace goes on"
+            assert gateway.tasks.metadata["traceparent"] != trace, "with the gateway's spans in it"
             async with client.stream("GET", f"/v1/tasks/{'a' * 26}:watch") as response:
                 process.send_signal(signal.SIGTERM)
                 text = "".join([chunk async for chunk in response.aiter_text()])
@@ -202,3 +234,8 @@ async def test_the_process_serves_and_drains(gateway: Any) -> None:
     assert process.returncode == 0
     assert b"gateway.access: GET /healthz 200" in errors
     assert b"Traceback" not in errors
+    (served,) = [span for span in spans.spans if span.name == "GET /v1/tasks/{task_id}"]
+    assert served.trace_id.hex() == "a1" * 16
+    assert served.parent_span_id.hex() == "b2" * 8
+    status = {item.key: item.value.int_value for item in served.attributes}["http.response.status_code"]
+    assert status == 404

@@ -1,0 +1,1 @@
+"""HTTP, SSE and the documented surfaces in front of the services."""

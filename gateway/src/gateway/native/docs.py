@@ -27,7 +27,9 @@ _PAGE = """<!DOCTYPE html>
 </html>
 """
 _START = """window.addEventListener("load", () => {
-  SwaggerUIBundle({ url: "/docs/openapi.json", dom_id: "#swagger-ui", deepLinking: true, tryItOutEnabled: true });
+  SwaggerUIBundle({
+    url: "/docs/openapi.json", dom_id: "#swagger-ui", deepLinking: true, tryItOutEnabled: true, validatorUrl: null,
+  });
 });
 """
 _ASSETS = {

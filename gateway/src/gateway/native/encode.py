@@ -115,11 +115,17 @@ def scalar_converter(field: FieldDescriptor) -> Convert | None:
     return _encode_float if kind == FieldDescriptor.CPPTYPE_FLOAT else _encode_bytes
 
 
+class _Names(dict[int, Any]):
+    """Names of an enum's values; a number without one stays a number."""
+
+    def __missing__(self, number: int) -> int:
+        return number
+
+
 def _enum_converter(enum: EnumDescriptor) -> Convert:
     if enum.full_name == "google.protobuf.NullValue":
         return lambda _: None
-    names = {number: value.name for number, value in enum.values_by_number.items()}
-    return lambda number: names.get(number, number)
+    return _Names({number: value.name for number, value in enum.values_by_number.items()}).__getitem__
 
 
 def encode_long(value: int) -> int | str:
