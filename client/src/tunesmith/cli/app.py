@@ -46,7 +46,9 @@ def up(
 def train(
     base_model: Annotated[str, typer.Option(help="Directory or name of the base model.", show_default=False)],
     dataset: Annotated[str, typer.Option(help="Training data: file, directory, address or id.", show_default=False)],
-    method: Annotated[Literal["full", "lora"] | None, typer.Option(help="What is trained. Default lora.")] = None,
+    method: Annotated[
+        Literal["full", "lora", "qlora"] | None, typer.Option(help="What is trained. Default lora.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A parameter, for example learning_rate=1e-4. Repeatable."),

@@ -1,0 +1,189 @@
+"""The demonstration from nothing to answers, through the platform's own front door."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from modelkit.scratch import ScratchModel, build
+from tunesmith.cli.text import harmless, number
+from tunesmith.cli.watching import TaskView
+from tunesmith.client import Client
+from tunesmith.task.v1 import task_pb2
+from tunesmith.task.v1.task_pb2 import Task
+from tunesmith_local.demo.answers import answer
+from tunesmith_local.demo.docstrings import Pair, collect, split, standard_library
+from tunesmith_local.demo.platform import Platform
+from tunesmith_local.errors import CannotStart
+from tunesmith_local.layout import DataDirectory
+
+MODEL = {"family": "llama", "hidden_size": 256, "layers": 4, "vocab_size": 4096}
+TRAINING = {
+    "method": "full",
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 50,
+    "max_seq_length": 128,
+    "logging_steps": 5,
+    "save_steps": 200,
+    "save_total_limit": 2,
+    "bf16": True,
+}
+SHOWN = 4
+CURVE_POINTS = 10
+BAR = 40
+
+
+class DemoFailed(Exception):
+    """The demonstration did not come to its end; the message says where it stopped."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the demonstration; 0 when everything worked, 1 when something failed, 130 when it was interrupted."""
+    options = parse(words)
+    console = Console(highlight=False)
+    started = time.monotonic()
+    try:
+        demonstrate(console, options)
+    except (DemoFailed, CannotStart, httpx.HTTPError) as error:
+        console.print(Text(f"The demonstration failed: {error}", style="red"))
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; everything is stopped.")
+        return 130
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is stopped.")
+    return 0
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data/demo"), help="kept afterwards (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of the gateway (default: a free one)")
+    parser.add_argument("--epochs", type=float, default=TRAINING["num_train_epochs"], help="(default: %(default)s)")
+    return parser.parse_args(words)
+
+
+def demonstrate(console: Console, options: argparse.Namespace) -> None:
+    """Starts the platform, trains, stops it, and shows what was learnt. Raises DemoFailed."""
+    data = DataDirectory(options.data_dir.absolute())
+    with Platform(data.root, options.port) as platform, ThreadPoolExecutor(1) as background:
+        console.rule("1. Model and data")
+        training, held_out = write_dataset(data.datasets / "stdlib")
+        model_dir = data.models / f"scratch-{time.strftime('%Y%m%d-%H%M%S')}"
+        building = background.submit(build_model, model_dir, data.datasets / "stdlib" / "train.jsonl")
+        console.print(f"{len(training)} questions and answers from {standard_library()}, {len(held_out)} more held out")
+        pair = training[0]
+        console.print(Text(f"  for example: {pair.question}\n               {pair.answer}", style="dim"))
+        model = building.result()
+        console.print(f"an untrained {model.family} model with {model.parameters / 1e6:.1f} M parameters: {model_dir}")
+
+        console.rule("2. Platform")
+        url = platform.wait()
+        console.print(f"every process serves, at {url}; logs in {data.logs}")
+
+        console.rule("3. Fine-tuning over HTTP")
+        task_number = submit(console, url, platform.token(), model_dir, data.datasets / "stdlib", options.epochs)
+        with Client(url, platform.token()) as client:
+            task = watch(console, client, task_number)
+            show_curve(console, client, task)
+
+    console.rule("4. What it learnt")
+    tuned = Path(task.output_dir)
+    show_answers(console, model_dir, tuned, "Asked in training", training[:SHOWN])
+    show_answers(console, model_dir, tuned, "Never seen", held_out[:SHOWN])
+    console.print("A model this small, trained for minutes, learns the manner of the documentation, not its facts.")
+    console.print(Text(f"\nThe tuned model: {tuned}"))
+    console.print(Text(f"Its platform again: tunesmith up --data-dir {data.root}"))
+
+
+def write_dataset(directory: Path) -> tuple[list[Pair], list[Pair]]:
+    """Writes train.jsonl and valid.jsonl; the pairs of each. Raises DemoFailed when there are too few."""
+    pairs = collect(standard_library())
+    if len(pairs) < 1000:
+        raise DemoFailed(f"only {len(pairs)} documented names below {standard_library()}; is the source installed?")
+    training, held_out = split(pairs)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", training), ("valid", held_out)):
+        lines = [json.dumps(pair.row()) + "\n" for pair in part]
+        (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return training, held_out
+
+
+def build_model(directory: Path, corpus: Path) -> ScratchModel:
+    """An untrained model whose tokenizer knows the corpus."""
+    options: dict[str, Any] = MODEL
+    return build(directory, corpus=corpus, **options)
+
+
+def submit(console: Console, url: str, token: str, model: Path, dataset: Path, epochs: float) -> int:
+    """Creates the task as any HTTP client would; its number. Raises DemoFailed with the platform's answer."""
+    body = {
+        "name": "stdlib-docstrings",
+        "description": "Answers in the manner of the standard library's documentation",
+        "baseModel": str(model),
+        "datasetPath": str(dataset),
+        "trainingArgs": {**TRAINING, "num_train_epochs": epochs},
+    }
+    console.print(Text(f"POST {url}/finetuning/createTask\n{json.dumps(body, indent=2)}", style="dim"))
+    answer = httpx.post(f"{url}/finetuning/createTask", json=body, headers={"x-token": token}, trust_env=False)
+    document = answer.raise_for_status().json()
+    if document["code"] != 0:
+        raise DemoFailed(document["msg"])
+    console.print(Text(json.dumps(document, ensure_ascii=False), style="dim"))
+    return int(document["data"]["ID"])
+
+
+def watch(console: Console, client: Client, task_number: int) -> Task:
+    """Shows the task until it has ended. Raises DemoFailed when it did not complete."""
+    task = next(task for task in client.tasks.list() if task.number == task_number)
+    with TaskView(console, task.name) as view:
+        for response in client.tasks.watch(task.id):
+            view.show(response.event)
+    task = client.tasks.get(task.id)
+    if task.state != task_pb2.STATE_COMPLETED:
+        lines = [line.text for line in client.tasks.logs(task.id, tail=20).lines]
+        raise DemoFailed("\n".join([f"{task.error.reason}: {task.error.message}", *task.error.problems, *lines]))
+    return task
+
+
+def show_curve(console: Console, client: Client, task: Task) -> None:
+    """Prints the loss as bars. Raises DemoFailed when it did not fall."""
+    series = {item.name: item for item in client.tasks.metrics(task.id, ["loss"], max_points=CURVE_POINTS)}
+    points = list(zip(series["loss"].steps, series["loss"].values, strict=True))
+    most = max(value for _, value in points)
+    table = Table("step", "loss", "", box=None, pad_edge=False)
+    for step, value in points:
+        table.add_row(str(step), number(value), Text("█" * round(BAR * value / most), style="cyan"))
+    console.print(table)
+    if points[-1][1] >= points[0][1]:
+        raise DemoFailed(f"the loss did not fall: {number(points[0][1])} at first, {number(points[-1][1])} at last")
+
+
+def show_answers(console: Console, base: Path, tuned: Path, title: str, pairs: Sequence[Pair]) -> None:
+    """Prints what both models answer beside the documentation's own words."""
+    questions = [pair.question for pair in pairs]
+    table = Table("question", "base model", "tuned model", "documentation", title=title, show_lines=True)
+    for pair, before, after in zip(pairs, answer(base, questions), answer(tuned, questions), strict=True):
+        cells = (pair.question, shorten(before), after, pair.answer)
+        styles = ("bold", "dim", "green", "")
+        table.add_row(*(Text(harmless(cell), style=style) for cell, style in zip(cells, styles, strict=True)))
+    console.print(table)
+
+
+def shorten(text: str, most: int = 80) -> str:
+    """The start of a text."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else f"{flat[:most]}…"
