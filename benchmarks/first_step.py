@@ -11,11 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.platform import Platform
-from tunesmith.client import Client
-
 from benchmarks.report import percentile, print_table, spread, verdict
 from benchmarks.workload import TrainingWorkload
+from tests.support.platform import Platform
+from tunesmith.client import Client
 
 SUBMITS, PEER_RUNS, ROUNDS = 5, 1, 4
 

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import httpx
 from google.protobuf import descriptor_pb2, descriptor_pool
-from tests.support.platform import Platform
-from tests.support.ports import free_port
-from tests.support.waiting import wait_until
-from tunesmith.task.v1 import task_service_pb2
 
 from benchmarks.report import percentile, print_table, spread, verdict
 from benchmarks.seed_tasks import seed_tasks
 from benchmarks.workload import TrainingWorkload
+from tests.support.platform import Platform
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+from tunesmith.task.v1 import task_service_pb2
 
 SECONDS, CONNECTIONS, ROUNDS = 5, 16, 5
 TASKS, PAGE, PAGES = 100_000, 50, 40

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import psutil
-from tests.support.platform import Platform
 
 from benchmarks.report import print_table, verdict
+from tests.support.platform import Platform
 
 SETTLE_SECONDS = 5
 MEGABYTE = 1e6

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
-from tests.support.platform import Platform
-from tunesmith.client import Client
-from tunesmith.task.v1.task_pb2 import Task
 
 from benchmarks.report import print_table, spread, verdict
 from benchmarks.workload import TrainingWorkload
+from tests.support.platform import Platform
+from tunesmith.client import Client
+from tunesmith.task.v1.task_pb2 import Task
 
 STEPS, WARM_STEPS, ROUNDS = 120, 20, 5
 

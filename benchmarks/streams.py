@@ -15,6 +15,9 @@ from pathlib import Path
 
 import httpx
 from google.protobuf.timestamp_pb2 import Timestamp
+
+from benchmarks.report import percentile, print_table, verdict
+from benchmarks.workload import TrainingWorkload
 from servicekit import subjects
 from servicekit.bus import EventBus, Outgoing
 from servicekit.grpc_client import open_channel
@@ -23,9 +26,6 @@ from tunesmith.events.v1.fact_pb2 import Fact, LogBatch, MetricsReported
 from tunesmith.task.v1.task_pb2 import LogLine, MetricPoint
 from tunesmith.task.v1.task_service_pb2 import ClaimTaskRequest
 from tunesmith.task.v1.task_service_pb2_grpc import TaskServiceStub
-
-from benchmarks.report import percentile, print_table, verdict
-from benchmarks.workload import TrainingWorkload
 
 POINTS, POINTS_PER_FACT = 200_000, 500
 LINES_PER_SECOND, LOG_SECONDS, BATCH_SECONDS = 1000, 20, 0.05

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support.platform import Platform, Workload, losses
 from tunesmith.client import Client
 from tunesmith.task.v1.spec_pb2 import METHOD_FULL
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED
-
-from tests.support.platform import Platform, Workload, losses
 
 SETTINGS = {
     "TUNESMITH_LEASE_SECONDS": "3",

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tunesmith.client import Client
-from tunesmith.task.v1.spec_pb2 import METHOD_FULL
-from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, STATE_STOPPED
 
 from tests.faults.conftest import Reference
 from tests.support.platform import Platform, Workload, events_until_end, losses, wait_for_step
+from tunesmith.client import Client
+from tunesmith.task.v1.spec_pb2 import METHOD_FULL
+from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, STATE_STOPPED
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -52,7 +52,9 @@ def test_damaged_checkpoint_is_passed_over(
     task = client.tasks.wait(stopped_task)
     assert task.state == STATE_COMPLETED, task.error
     assert losses(client, stopped_task) == pytest.approx(reference.losses, rel=1e-5)
-    rejected = [item.event for item in events_until_end(client, stopped_task) if item.event.type == "checkpoint.rejected"]
+    rejected = [
+        item.event for item in events_until_end(client, stopped_task) if item.event.type == "checkpoint.rejected"
+    ]
     assert [event.checkpoint.checkpoint.step for event in rejected] == [newest.step]
     assert "model.safetensors" in rejected[0].checkpoint.reason
     log = "\n".join(line.text for line in client.tasks.logs(stopped_task).lines)

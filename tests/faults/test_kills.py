@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 from safetensors.torch import load_file
 from torch import equal
-from tunesmith.client import Client
-from tunesmith.task.v1.spec_pb2 import METHOD_FULL, METHOD_LORA
-from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, Task
 
 from tests.faults.conftest import Reference
 from tests.support.platform import Platform, Workload, events_until_end, losses, wait_for_step
 from tests.support.waiting import wait_until
+from tunesmith.client import Client
+from tunesmith.task.v1.spec_pb2 import METHOD_FULL, METHOD_LORA
+from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, Task
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -115,9 +115,7 @@ def test_crash_loop_ends_failed_with_the_last_reason(platform: Platform, client:
     assert Counter(item.event.type for item in events_until_end(client, task_id))["task.failed"] == 1
 
 
-def test_paused_worker_is_fenced(
-    platform: Platform, client: Client, workload: Workload, reference: Reference
-) -> None:
+def test_paused_worker_is_fenced(platform: Platform, client: Client, workload: Workload, reference: Reference) -> None:
     task = client.tasks.create(workload.request("paused", method=METHOD_FULL))
     task = wait_for_step(client, task.id, KILL_AT_STEP)
     paused = platform.signal(worker_name(platform, task), signal.SIGSTOP)
@@ -133,7 +131,9 @@ def test_paused_worker_is_fenced(
     wait_until(lambda: not process_exists(task.pid), 30, "the fenced worker's child to be gone")
     checkpoints = client.tasks.checkpoints(task.id)
     taken_over_at = taken_over.start_time.ToDatetime()
-    assert all(item.attempt == 2 for item in checkpoints if item.create_time.ToDatetime() > taken_over_at and item.step > 20)
+    assert all(
+        item.attempt == 2 for item in checkpoints if item.create_time.ToDatetime() > taken_over_at and item.step > 20
+    )
 
 
 def process_exists(pid: int) -> bool:

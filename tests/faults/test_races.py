@@ -5,13 +5,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from tests.support.platform import Platform, Workload, events_until_end, wait_for_step
+from tests.support.waiting import wait_until
 from tunesmith.client import Client, FailedPrecondition, NotFound
 from tunesmith.task.v1.spec_pb2 import METHOD_LORA
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_STOPPED
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
-
-from tests.support.platform import Platform, Workload, events_until_end, wait_for_step
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -8,11 +8,14 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import httpx
 import psutil
+
 from modelkit.scratch import build as build_scratch_model
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 from tunesmith.client import Client
 from tunesmith.task.v1.spec_pb2 import (
     DatasetSource,
@@ -25,12 +28,18 @@ from tunesmith.task.v1.spec_pb2 import (
 from tunesmith.task.v1.task_pb2 import STATE_RUNNING, State, Task
 from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest, WatchTaskResponse
 
-from tests.support.ports import free_port
-from tests.support.waiting import wait_until
-
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 ROWS = 96
+
+
+@dataclass(frozen=True)
+class WorkerSecrets:
+    """User and password at the broker, and the bearer token."""
+
+    nats_user: str
+    nats_password: str
+    token: str
 
 
 @dataclass
@@ -110,10 +119,24 @@ class Platform:
         """A client of the SDK, as the administrator."""
         return Client(self.url, self.token())
 
+    def _processes(self) -> list[dict[str, Any]]:
+        state = json.loads((self.data_dir / "run" / "processes.json").read_text())
+        return list(state["processes"])
+
     def process_ids(self) -> dict[str, int]:
         """Process ids by the names that `tunesmith up` gives them."""
-        state = json.loads((self.data_dir / "run" / "processes.json").read_text())
-        return {entry["name"]: int(entry["pid"]) for entry in state["processes"]}
+        return {entry["name"]: int(entry["pid"]) for entry in self._processes()}
+
+    def ports(self) -> dict[str, int]:
+        """Ports by the same names."""
+        return {entry["name"]: int(entry["port"]) for entry in self._processes()}
+
+    def worker_secrets(self) -> WorkerSecrets:
+        """What a worker of this platform identifies itself with."""
+        users = json.loads((self.data_dir / "run" / "nats.conf").read_text())["authorization"]["users"]
+        account = next(user for user in users if user["user"] == "trainer")
+        token = (self.data_dir / "keys" / "trainer.token").read_text()
+        return WorkerSecrets(account["user"], account["password"], token)
 
     def signal(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Sends a signal to a process by name; its process id."""
@@ -138,7 +161,11 @@ class Workload:
         dataset = directory / "train.jsonl"
         words = sorted({name for name in sys.stdlib_module_names if name.isidentifier()})
         rows = [
-            {"instruction": f"What is {word}?", "input": "", "output": f"{word} is module number {index} of {len(words)}."}
+            {
+                "instruction": f"What is {word}?",
+                "input": "",
+                "output": f"{word} is module number {index} of {len(words)}.",
+            }
             for index, word in enumerate(words[:ROWS])
         ]
         dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -146,7 +173,9 @@ class Workload:
         build_scratch_model(model, family="llama", corpus=dataset, hidden_size=128, layers=2, vocab_size=512)
         return cls(model, dataset)
 
-    def request(self, name: str, *, method: "Method.ValueType", request_id: str = "", **training: float) -> CreateTaskRequest:
+    def request(
+        self, name: str, *, method: "Method.ValueType", request_id: str = "", **training: float
+    ) -> CreateTaskRequest:
         """What a client submits."""
         parameters = TrainingParameters(
             max_steps=self.steps,
