@@ -21,7 +21,7 @@ from task_service.commands.core import Core
 from task_service.database.access import Database
 from task_service.database.models import OUTBOX
 from task_service.database.schema import migrate
-from task_service.facts.consumer import DURABLE, FactConsumer
+from task_service.facts.consumer import ACK_WAIT_SECONDS, DURABLE, MAX_ACK_PENDING, FactConsumer
 from task_service.garbage import GarbageCollector
 from task_service.leader import keep_running
 from task_service.reconciler import Reconciler
@@ -188,7 +188,9 @@ class Service:
     async def fetch_facts(self) -> list[Message]:
         """Facts that wait, unacknowledged."""
         if self._consumer is None:
-            self._consumer = self.bus.consumer(subjects.FACTS, DURABLE, "fact.>", ack_wait=60.0, max_ack_pending=4096)
+            self._consumer = self.bus.consumer(
+                subjects.FACTS, DURABLE, "fact.>", ack_wait=ACK_WAIT_SECONDS, max_ack_pending=MAX_ACK_PENDING
+            )
         messages: list[Message] = []
         while more := await self._consumer.fetch(256, 0.15):
             messages += more
