@@ -125,10 +125,13 @@ class PullConsumer:
         """Forgets the open request, for after a reconnect."""
         self._queue.put_nowait(None)
 
-    def restart(self) -> None:
+    async def restart(self) -> None:
         """Drops what was received and asks for the consumer anew."""
-        self._inbox, self._subscription = self._client.new_inbox(), None
-        self._queue, self._outstanding, self._name = asyncio.Queue(), 0, None
+        subscription, self._subscription = self._subscription, None
+        self._inbox, self._queue = self._client.new_inbox(), asyncio.Queue()
+        self._outstanding, self._name = 0, None
+        if subscription is not None:
+            await _quietly(subscription.unsubscribe())
 
     async def fetch(self, batch: int = 1, timeout: float = PULL_EXPIRES_SECONDS) -> list[Message]:
         """Waits up to timeout seconds for a message and returns it with those that came along, at most batch."""
@@ -157,9 +160,11 @@ class PullConsumer:
             raise TimeoutError
         if self._outstanding <= 0 and self._queue.empty():
             await self._request(batch, remaining)
+            _heed_cancellation()
         patience = min(max(remaining, 0.001), 2 * PULL_HEARTBEAT_SECONDS)
         try:
-            raw = await asyncio.wait_for(self._queue.get(), patience)
+            async with asyncio.timeout(patience):
+                raw = await self._queue.get()
         except TimeoutError:
             if remaining > patience:
                 self._outstanding, self._name = 0, None
@@ -200,6 +205,13 @@ class PullConsumer:
             raw = self._queue.get_nowait()
             if raw is not None and raw.reply and not (raw.headers or {}).get("Status"):
                 await _quietly(raw.nak())
+
+
+def _heed_cancellation() -> None:
+    """Before Python 3.12 asyncio.wait_for, which nats-py uses, may swallow a cancellation (CPython issue 86296)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _quietly(operation: Awaitable[Any]) -> None:
@@ -398,7 +410,7 @@ class EventBus:
                     if message.sequence <= last:
                         continue
                     if message.consumer_sequence != expected:
-                        consumer.restart()
+                        await consumer.restart()
                         break
                     expected += 1
                     last = message.sequence

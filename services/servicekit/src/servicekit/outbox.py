@@ -95,7 +95,8 @@ class Outbox:
     async def wait(self, seconds: float) -> None:
         """Returns when something was added, or after some seconds."""
         try:
-            await asyncio.wait_for(self._added.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._added.wait()
         except TimeoutError:
             return
         finally:
