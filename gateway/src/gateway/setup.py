@@ -27,6 +27,7 @@ from gateway.pages import build_pages
 from gateway.settings import GatewaySettings
 from servicekit import telemetry
 from servicekit.runtime import shutdown_event
+from servicekit.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ def build_server(settings: GatewaySettings, app: ASGIApp) -> Server:
 async def run(settings: GatewaySettings) -> None:
     """Serves until TERM or INT, then ends streams with a hint to come back and lets running requests finish."""
     stop = shutdown_event()
+    if not (is_loopback(settings.host) or settings.allowed_hosts):
+        logger.warning("only loopback names and %s are answered; TUNESMITH_ALLOWED_HOSTS names more", settings.host)
     closing = asyncio.Event()
     telemetry.configure("gateway", settings.otlp_endpoint)
     backends = connect(settings)
