@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from google.protobuf.message import Message as ProtoMessage
 from modelkit.base_models import BaseModels
 from modelkit.paths import AllowedRoots
 from servicekit import subjects
-from servicekit.bus import EventBus, PullConsumer
+from servicekit.bus import EventBus, Message, PullConsumer
 from servicekit.errors import Unavailable
 from servicekit.grpc_client import open_channel
 from servicekit.objects import ObjectStore
@@ -21,7 +22,7 @@ from tests.support.waiting import eventually
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
-from trainer_service.fork_launcher import running_launcher
+from trainer_service.fork_launcher import ForkLauncher, running_launcher
 from trainer_service.worker.attempt import Post
 from trainer_service.worker.loop import Worker, new_worker_id
 from trainer_service.worker.supervision import Patience
@@ -42,6 +43,7 @@ class Record:
     worker: str = ""
     heartbeats: int = 0
     claims: int = 0
+    claimed: float = 0.0
     answered: list[int] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     refuse_claims: list[Exception] = field(default_factory=list)
@@ -90,7 +92,10 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
         while asyncio.get_running_loop().time() < deadline:
             for message in await self.consumers[task_id].fetch(1, 0.2):
                 await message.ack()
-                seen.append(facts.Fact.FromString(message.data))
+                fact = facts.Fact.FromString(message.data)
+                if (fact.attempt, fact.sequence) in {(known.attempt, known.sequence) for known in seen[-100:]}:
+                    continue  # delivered again, because the broker was killed before it knew of the acknowledgement
+                seen.append(fact)
                 payload = seen[-1].WhichOneof("payload")
                 if payload == kind:
                     return seen
@@ -131,7 +136,7 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
         record.claims += 1
         if record.refuse_claims:
             raise record.refuse_claims.pop(0)
-        record.worker = request.worker
+        record.worker, record.claimed = request.worker, time.time()
         record.task.attempt += 1
         return task_service_pb2.ClaimTaskResponse(
             task=record.task,
@@ -177,14 +182,18 @@ class Bench:
     slots: int = 1
     release_seconds: float = 10.0
     redelivery_seconds: float = 30.0
+    preload: str = "light_preload"
+    entry: str = "training_jobs:run"
 
     @property
     def outputs(self) -> Path:
         return self.root / "outputs"
 
     @asynccontextmanager
-    async def worker(self, store: ObjectStore | None = None) -> AsyncIterator["RunningWorker"]:
-        """A worker in this process, stopped at the end of the block."""
+    async def worker(
+        self, store: ObjectStore | None = None, *, extend_every: float | None = None
+    ) -> AsyncIterator["RunningWorker"]:
+        """A worker in this process, stopped at the end of the block; extend_every is how often it tells the queue."""
         bus = await EventBus.connect(self.nats_url, name="worker")
         roots = AllowedRoots([self.root / "data", self.outputs])
         channel = open_channel(f"127.0.0.1:{self.port}")
@@ -195,10 +204,12 @@ class Bench:
 
         name = new_worker_id()
         stop = asyncio.Event()
-        async with channel, running_launcher(preload="light_preload", entry="training_jobs:run") as launcher:
+        async with channel, running_launcher(preload=self.preload, entry=self.entry) as launcher:
             scratch = self.root / "work" / name
-            worker = Worker(
-                Post(name, bus, heartbeat, scratch, self.redelivery_seconds),
+            worker = Recording(
+                Post(
+                    name, bus, heartbeat, scratch, self.redelivery_seconds, extend_every or self.redelivery_seconds / 3
+                ),
                 Workshop(
                     store or self.store,
                     launcher,
@@ -215,7 +226,7 @@ class Bench:
             )
             running = asyncio.create_task(worker.run(stop))
             try:
-                yield RunningWorker(name, stop, running, scratch)
+                yield RunningWorker(name, stop, running, scratch, launcher, worker.deliveries)
                 assert not running.done() or running.result() is None
             finally:
                 stop.set()
@@ -231,6 +242,20 @@ class RunningWorker:
     stop: asyncio.Event
     running: "asyncio.Task[None]"
     scratch: Path
+    launcher: ForkLauncher
+    deliveries: list[str]
+
+
+class Recording(Worker):
+    """A worker that notes which task each message was about."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.deliveries: list[str] = []
+
+    def _begin(self, message: Message) -> None:
+        self.deliveries.append(message.subject.rpartition(".")[2])
+        super()._begin(message)
 
 
 class Troubled:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def _text(value: str | bytes) -> str:
 class DevicePool:
     """Hands out the devices of this worker, so that two tasks at once get different GPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, find: Callable[[], list[Device]] = gpus) -> None:
+        self._find = find
         self._in_use: list[str] = []
 
     @contextlib.contextmanager
@@ -105,5 +106,5 @@ class DevicePool:
                 self._in_use.remove(name)
 
     def _default(self) -> list[str]:
-        free = sorted(gpus(), key=lambda device: (self._in_use.count(device.id), -device.memory_free))
+        free = sorted(self._find(), key=lambda device: (self._in_use.count(device.id), -device.memory_free))
         return [free[0].id] if free else []

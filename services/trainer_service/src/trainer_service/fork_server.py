@@ -249,6 +249,7 @@ def main(arguments: list[str]) -> None:
     gc.collect()
     gc.freeze()
     ForkServer(control, entry).serve()
+    os._exit(0)  # the libraries' own clean-up takes long and complains
 
 
 if __name__ == "__main__":

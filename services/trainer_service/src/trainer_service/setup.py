@@ -5,6 +5,7 @@ import contextlib
 
 from modelkit.base_models import BaseModels
 from modelkit.paths import AllowedRoots
+from servicekit import telemetry
 from servicekit.bus import EventBus
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import Server, Servicer, running_server
@@ -33,6 +34,7 @@ ENTRY = "trainer_service.recipes.entry:run_job"
 async def run(settings: TrainerSettings) -> None:
     """Serves and trains until TERM or INT."""
     stop = shutdown_event()
+    telemetry.configure("trainer-service", settings.otlp_endpoint)
     worker_id = new_worker_id()
     store = open_object_store(settings.object_store_url)
     await store.prepare()
@@ -69,7 +71,7 @@ async def run(settings: TrainerSettings) -> None:
         servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         patience = Patience(settings.stall_seconds, settings.stop_grace_seconds)
         worker = Worker(
-            Post(worker_id, bus, heartbeat, scratch, settings.lease_seconds),
+            Post(worker_id, bus, heartbeat, scratch, settings.lease_seconds, settings.lease_seconds / 3),
             Workshop(store, launcher, checks, DevicePool(), settings.output_root, patience),
             tasks,
             launcher,
@@ -81,6 +83,7 @@ async def run(settings: TrainerSettings) -> None:
         health = asyncio.create_task(report_health(server, launcher))
         stack.callback(health.cancel)
         await worker.run(stop)
+    telemetry.shutdown()
 
 
 async def report_health(server: Server, launcher: ForkLauncher) -> None:

@@ -30,13 +30,17 @@ UNINTERESTING = frozenset({"progressed", "started"})
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A worker's place in the platform: who it is, how it is heard and whom it asks. Times are in seconds."""
+    """A worker's place in the platform: who it is, how it is heard and whom it asks.
+
+    The queue gives a message to another after redelivery_seconds in which it was not extended.
+    """
 
     worker: str
     bus: EventBus
     heartbeat: Heartbeat
     scratch: Path
     redelivery_seconds: float
+    extend_seconds: float
 
 
 class Attempt:
@@ -65,7 +69,7 @@ class Attempt:
             control=control,
             heartbeat=post.heartbeat,
             message=message,
-            extend_every=post.redelivery_seconds / 3,
+            extend_every=post.extend_seconds,
             since=claimed_at,
         )
         self._spool = Spool(post.bus, self._folder / "spool", self._lease.ensure)
@@ -124,6 +128,7 @@ class Attempt:
         try:
             with contextlib.suppress(TunesmithError):
                 unsubscribe = await self._post.bus.subscribe(subjects.state_changes_of(self._task.id), self._heard)
+                self._lease.nudge()  # for what happened before
             yield
         finally:
             for task in company:

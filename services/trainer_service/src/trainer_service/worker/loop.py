@@ -11,10 +11,12 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
+from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
 
-from servicekit import subjects
+from servicekit import subjects, telemetry
 from servicekit.bus import Message
-from servicekit.errors import Aborted, FailedPrecondition, NotFound, TunesmithError, Unavailable
+from servicekit.errors import Aborted, DeadlineExceeded, FailedPrecondition, NotFound, TunesmithError, Unavailable
 from trainer_service.fork_launcher import ForkLauncher
 from trainer_service.worker.attempt import Attempt, Post
 from trainer_service.worker.intent import Control, Intent
@@ -62,6 +64,7 @@ class Worker:
         self._slots = slots
         self._release_seconds = release_seconds
         self._running: dict[asyncio.Task[None], Control] = {}
+        self._held: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Pulls and trains until stop is set, then saves and gives back what runs."""
@@ -134,33 +137,52 @@ class Worker:
         except DecodeError as error:
             await self._bury(message, str(error))
             return
-        claimed_at = boot_clock()
-        claim = await self._claim(item, message)
-        if claim is not None:
-            logger.info("task %s: attempt %d is ours", claim.task.id, claim.task.attempt)
-            await Attempt(self._post, self._shop, claim, message, control, claimed_at).run()
+        if item.task_id in self._held:  # delivered again while the broker did not hear from us
+            await self._later(message, self._post.redelivery_seconds / 3)
+            return
+        self._held.add(item.task_id)
+        parent = telemetry.extract(message.headers)
+        attributes: dict[str, AttributeValue] = {
+            "tunesmith.task.id": item.task_id,
+            "tunesmith.task.attempt": item.attempt,
+        }
+        try:
+            with telemetry.span("train", kind=SpanKind.CONSUMER, parent=parent, attributes=attributes):
+                claimed_at = boot_clock()
+                claim = await self._claim(item, message)
+                if claim is not None:
+                    logger.info("task %s: attempt %d is ours", claim.task.id, claim.task.attempt)
+                    await Attempt(self._post, self._shop, claim, message, control, claimed_at).run()
+        finally:
+            self._held.discard(item.task_id)
 
     async def _claim(self, item: facts.WorkItem, message: Message) -> task_service_pb2.ClaimTaskResponse | None:
         """The claim, None when the task is not for us now; then the message is dealt with."""
         request = task_service_pb2.ClaimTaskRequest(
             task_id=item.task_id, attempt=item.attempt, worker=self._post.worker
         )
-        with contextlib.suppress(Unavailable):
-            try:
-                return await self._tasks.ClaimTask(request, timeout=CLAIM_SECONDS)
-            except (FailedPrecondition, NotFound) as refusal:
-                logger.info("task %s, attempt %d: %s", item.task_id, item.attempt, refusal)
+        try:
+            return await self._tasks.ClaimTask(request, timeout=CLAIM_SECONDS)
+        except (FailedPrecondition, NotFound) as refusal:
+            logger.info("task %s, attempt %d: %s", item.task_id, item.attempt, refusal)
+            with contextlib.suppress(Unavailable):
                 await message.term()
-            except Aborted as refusal:
-                logger.info("task %s, attempt %d: %s", item.task_id, item.attempt, refusal)
-                await message.nak(self._post.redelivery_seconds / 3 * random.uniform(0.7, 1.0))
-            except Unavailable as error:
-                logger.warning("task %s could not be claimed: %s", item.task_id, error)
-                await message.nak(RETRY_SECONDS * random.uniform(0.5, 1.0))
-            except TunesmithError as error:
-                logger.error("task %s could not be claimed: %s: %s", item.task_id, error.reason, error)
-                await message.nak(TROUBLE_SECONDS)
+        except Aborted as refusal:
+            logger.info("task %s, attempt %d: %s", item.task_id, item.attempt, refusal)
+            await self._later(message, self._post.redelivery_seconds / 3)
+        except (Unavailable, DeadlineExceeded) as error:
+            logger.warning("task %s could not be claimed: %s", item.task_id, error)
+            await self._later(message, RETRY_SECONDS)
+        except TunesmithError as error:
+            logger.error("task %s could not be claimed: %s: %s", item.task_id, error.reason, error)
+            await self._later(message, TROUBLE_SECONDS)
         return None
+
+    @staticmethod
+    async def _later(message: Message, seconds: float) -> None:
+        """Gives a message back for some time; should the broker not hear that, it waits longer by itself."""
+        with contextlib.suppress(Unavailable):
+            await message.nak(seconds * random.uniform(0.7, 1.0))
 
     async def _bury(self, message: Message, reason: str) -> None:
         """Keeps a message that is none where an operator sees it, and takes it off the queue."""

@@ -16,6 +16,7 @@ from tunesmith.task.v1 import task_pb2 as tasks
 METRIC_SECONDS = 0.2
 METRIC_POINTS = 500
 PROGRESS_SECONDS = 0.5
+PHASE_SECONDS = 0.05
 LOG_SECONDS = 0.05
 LOG_LINES = 500
 LOG_BYTES = 256 << 10
@@ -131,8 +132,9 @@ class Reporter:
 
     def _progressed(self, *, at_once: bool = False) -> None:
         self._progress_dirty = True
-        wait = self._progress_sent + PROGRESS_SECONDS - time.monotonic()
-        if at_once or wait <= 0:
+        pause = PHASE_SECONDS if at_once else PROGRESS_SECONDS
+        wait = self._progress_sent + pause - time.monotonic()
+        if wait <= 0:
             self._flush_progress()
         else:
             self._timers.within(wait, self._flush_progress)
