@@ -5,8 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import protovalidate
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gateway.finetuning.arguments import KNOWN_NAMES
+from gateway.finetuning.create import Creation
 from servicekit.errors import InvalidArgument, NotFound, Problem, Unavailable, Unimplemented
 from tunesmith.task.v1 import spec_pb2
 
@@ -106,6 +111,7 @@ async def test_aliases_mean_the_same(gateway: Any) -> None:
         {"use_4bit": True, "quantization": "int8"},
         {"use_4bit": False, "quantization": "nf4"},
         {"use_4bit": True, "use_8bit": True},
+        {"bnb_4bit_quant_type": "fp4", "quantization": "nf4"},
         {"use_nested_quant": True, "bnb_4bit_use_double_quant": False},
         {"fp16": True, "bf16": True},
         {"method": "full", "use_4bit": True},
@@ -271,3 +277,27 @@ async def test_an_idempotency_key_is_the_request_id(gateway: Any) -> None:
     for _ in range(2):
         await gateway.finetuning("POST", "createTask", json=MINIMAL, headers={"idempotency-key": "key-1"})
         assert gateway.tasks.requests[-1].request_id == "key-1"
+
+
+TOP_NAMES = [*EXAMPLE, "command", "ID", "x"]
+ARGUMENT_NAMES = [*KNOWN_NAMES, "cuda_visible_devices", "memory_optimization", "processes", "x"]
+SIMPLE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**400),
+    st.floats(),
+    st.text(max_size=4),
+    st.sampled_from(["nf4", "qlora", "full", "0,1", "--epochs=3", "a" * 26, "s3://b/k", '{"epochs": 1}', "steps"]),
+)
+ARGUMENTS = st.dictionaries(st.sampled_from(ARGUMENT_NAMES), SIMPLE | st.lists(SIMPLE, max_size=2), max_size=6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from(TOP_NAMES), SIMPLE | ARGUMENTS, max_size=8), st.booleans(), st.booleans())
+def test_any_body_is_understood_or_refused(document: dict[str, Any], complete: bool, command_allowed: bool) -> None:
+    creation = Creation({**document, **MINIMAL} if complete else document, command_allowed)
+    creation.request.SerializeToString()
+    assert all(problem.field and problem.message for problem in creation.problems)
+    if not creation.problems:
+        assert creation.request.spec.finetune.language_model.method
+        assert not protovalidate.collect_violations(creation.request)

@@ -146,8 +146,7 @@ def _number(field: FieldDescriptor, value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"应为数字，收到 {received(value)}")
     bounds = limits(field)
-    whole = field.cpp_type in _INTEGERS
-    if whole and not (math.isfinite(value) and value == int(value)):
+    if field.cpp_type in _INTEGERS and isinstance(value, float) and not value.is_integer():
         raise ValueError(f"应为整数，收到 {received(value)}")
     if not bounds.admit(value):
         raise ValueError(f"应在 {bounds.interval()} 范围内，收到 {received(value)}")

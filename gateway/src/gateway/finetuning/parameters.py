@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from gateway.finetuning.arguments import (
@@ -55,7 +56,7 @@ class Parameters:
             path = f"{where}.{name}"
             if name in BY_NAME:
                 argument = BY_NAME[name]
-                self._take(argument.name, path, value, lambda item, argument=argument: parse(argument, item))
+                self._take(argument.name, path, value, partial(parse, argument))
             elif name in SWITCHES:
                 self._take(SWITCHES[name], path, value, _quantization if name == QUANTIZATION else truth)
             else:
@@ -150,6 +151,8 @@ class Parameters:
             self._problem(self._path(QUANTIZATION), f"与 {self._path(USE_4BIT)} 含义相同但取值不同")
         elif word is not None and self._disagree(eight, word, "int8", ("int8",)):
             self._problem(self._path(QUANTIZATION), f"与 {self._path(USE_8BIT)} 含义相同但取值不同")
+        elif wanted in _FOUR_BIT and asked not in (None, wanted):
+            self._problem(self._path(QUANTIZATION), f"与 {self._path('bnb_4bit_quant_type')} 含义相同但取值不同")
         if eight:
             return "int8"
         return wanted or ((asked or "nf4") if four else "")
