@@ -1,19 +1,17 @@
 """A server process that does not outlive the tests."""
 
-import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from tests.support.waiting import wait_until
 
-PR_SET_PDEATHSIG = 1
+LAUNCHER = Path(__file__).with_name("launcher.py")
 START_SECONDS = 30.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ServerProcess:
@@ -60,24 +58,15 @@ class ServerProcess:
 
     def start(self) -> None:
         """Starts it and waits until it is ready. RuntimeError with the end of its log when it ends instead."""
-        parent, number = os.getpid(), int(self._death_signal)
-
-        def die_with_parent() -> None:
-            _libc.prctl(PR_SET_PDEATHSIG, number)
-            if os.getppid() != parent:
-                os._exit(1)
-
+        user = "-" if self._user is None else str(self._user)
+        command = [sys.executable, "-I", "-S", str(LAUNCHER), str(int(self._death_signal)), str(os.getpid()), user]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                [*command, *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
-                user=self._user,
-                group=self._user,
-                extra_groups=None if self._user is None else [],
-                preexec_fn=die_with_parent,  # noqa: PLW1509  the function only makes system calls
             )
         try:
             wait_until(self._started, START_SECONDS, f"{self._command[0]} to be ready")

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ACK_TIMEOUT_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
+CLOSE_SECONDS = 2.0
 PULL_EXPIRES_SECONDS = 30.0
 PULL_HEARTBEAT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
@@ -198,9 +199,12 @@ class PullConsumer:
         self._outstanding = batch
 
     async def close(self) -> None:
-        """Stops reading and gives back what was received but not handed out."""
+        """Stops reading and gives back what was received, or is on its way, but was not handed out."""
         if self._subscription is not None:
-            await _quietly(self._subscription.unsubscribe())
+            if self._client.is_connected:
+                await _quietly(asyncio.wait_for(self._subscription.drain(), CLOSE_SECONDS))
+            else:
+                await _quietly(self._subscription.unsubscribe())
         while not self._queue.empty():
             raw = self._queue.get_nowait()
             if raw is not None and raw.reply and not (raw.headers or {}).get("Status"):
@@ -271,7 +275,9 @@ class EventBus:
         return bus
 
     async def _on_error(self, error: Exception) -> None:
-        self._last_error = error
+        # What the server says tells more than how the connection ended after it.
+        if self._last_error is None or isinstance(error, NatsError):
+            self._last_error = error
         logger.warning("message broker: %r", error)
 
     async def _on_disconnect(self) -> None:
@@ -489,7 +495,7 @@ class EventBus:
         for consumer in list(self._consumers):
             await self.release(consumer)
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._client.drain()
         except (*TRANSPORT_ERRORS, TimeoutError):
             await self._client.close()
