@@ -1,6 +1,7 @@
 """What the task commands do: one session is one client, one console and one way of printing."""
 
 import json as json_module
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from tunesmith.cli import text
 from tunesmith.cli.failures import INTERRUPTED, TASK_FAILED, UsageProblem
-from tunesmith.cli.render import print_wide, task_page, task_table
+from tunesmith.cli.render import task_page, task_table
 from tunesmith.cli.watching import TaskView
 from tunesmith.client import Client, discover, finetune_request
 from tunesmith.task.v1 import task_pb2
@@ -22,6 +23,7 @@ from tunesmith.task.v1.task_pb2 import LogLine, Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
 
 RETRIES = 4  # somebody waits at the terminal
+WIDE = 240  # where no terminal limits it
 
 
 def as_json(message: Message, indent: int | None = None) -> str:
@@ -35,7 +37,7 @@ class Session:
 
     def __init__(self, url: str | None, token: str | None, data_dir: Path | None, *, json: bool) -> None:
         self._client = Client(config=replace(discover(url, token, data_dir), retries=RETRIES))
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
         self._json = json
         self.tasks = self._client.tasks
 
@@ -107,7 +109,7 @@ class Session:
         if self._json:
             print(json_module.dumps([json_module.loads(as_json(task)) for task in found], ensure_ascii=False))
         elif found:
-            print_wide(self._console, task_table(found))
+            self._console.print(task_table(found))
         else:
             self._console.print("no tasks")
 
@@ -117,7 +119,7 @@ class Session:
         if self._json:
             print(as_json(task, indent=2))
         else:
-            print_wide(self._console, task_page(task, self.tasks.checkpoints(task_id)))
+            self._console.print(task_page(task, self.tasks.checkpoints(task_id)))
 
     def watch(self, task_id: str) -> int:
         """Shows a task until it ends; the exit code. Ctrl-C leaves the task running."""

@@ -23,7 +23,10 @@ def follow(task_id: str | None, *, json: bool, url: str | None, token: str | Non
             follower = Follower(client, json=json)
             await (follower.one(task_id) if task_id else follower.all())
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
 
 
 class Follower:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 
 from tunesmith.cli import text
@@ -14,12 +14,14 @@ from tunesmith.task.v1.task_pb2 import Checkpoint, Task
 
 def task_table(tasks: Iterable[Task]) -> Table:
     """One row for each task."""
-    table = Table("#", "id", "name", "state", "done", "step", "loss", "base model", "created", box=None, pad_edge=False)
+    names = ("name", "state", "done", "step", "loss", "base model", "created")
+    columns: list[Column | str] = ["#", Column("id", no_wrap=True, min_width=26), *names]
+    table = Table(*columns, box=None, pad_edge=False)
     for task in tasks:
         progress = task.progress
         table.add_row(
             str(task.number),
-            Text(task.id, no_wrap=True),
+            task.id,
             Text(text.harmless(task.name)),
             Text(text.state_word(task.state), style=text.STYLES.get(task.state, "")),
             f"{progress.percent:.0f} %",
@@ -101,8 +103,3 @@ def _checkpoints(checkpoints: Sequence[Checkpoint]) -> Table:
         row = (str(item.step), loss, text.size(item.size), str(item.attempt), text.moment(item.create_time))
         table.add_row(*row)
     return table
-
-
-def print_wide(console: Console, table: RenderableType) -> None:
-    """Prints without cutting cells where the output is not a terminal."""
-    console.print(table, width=None if console.is_terminal else 240, soft_wrap=False)
