@@ -202,7 +202,8 @@ class PullConsumer:
         """Stops reading and gives back what was received, or is on its way, but was not handed out."""
         if self._subscription is not None:
             if self._client.is_connected:
-                await _quietly(asyncio.wait_for(self._subscription.drain(), CLOSE_SECONDS))
+                drained = self._subscription.drain()  # type: ignore[no-untyped-call]
+                await _quietly(asyncio.wait_for(drained, CLOSE_SECONDS))
             else:
                 await _quietly(self._subscription.unsubscribe())
         while not self._queue.empty():
