@@ -1,6 +1,31 @@
 """Imports everything that jobs need, for a fork server. Nothing here touches CUDA or computes with a tensor: a process
 that forks after either hangs or breaks its children."""
 
+from importlib import import_module
+
 from trainer_service.recipes import environment
 
-environment.apply()
+MODULES = (
+    "peft.tuners.lora",
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torch.utils.checkpoint",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.glm4.modeling_glm4",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "trainer_service.recipes.entry",
+    "trainer_service.recipes.failures",
+    "trainer_service.recipes.language_model",
+)
+
+
+def preload() -> None:
+    """Imports MODULES in the environment that they need."""
+    environment.apply()
+    for name in MODULES:
+        import_module(name)
+
+
+preload()

@@ -59,7 +59,7 @@ class World:
         return DistributedDataParallel(
             model,
             device_ids=devices,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
             find_unused_parameters=False,
         )
