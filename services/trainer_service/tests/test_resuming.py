@@ -46,6 +46,7 @@ class Crashed:
         record = self.desk.records[self.task_id]
         record.resume_from = sorted(self.saved, key=lambda checkpoint: -checkpoint.step)
         record.resume_exact = exact
+        record.task.progress.step = 5
         await self.desk.dispatch(self.task_id)
 
 
@@ -65,6 +66,7 @@ async def test_the_newest_checkpoint_is_used(crashed: Crashed, desk: Desk) -> No
     await crashed.again()
     received = await desk.facts_until(crashed.task_id, "completed")
     assert payloads(received, "child_started")[0].resumed_step == 4
+    assert payloads(received, "progressed")[0].step == 5
     assert {fact.attempt for fact in received} == {2}
     steps = [point.step for batch in payloads(received, "metrics") for point in batch.points if point.name == "loss"]
     assert steps == [5, 6]

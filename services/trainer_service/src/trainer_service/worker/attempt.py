@@ -24,7 +24,7 @@ from tunesmith.task.v1 import task_service_pb2 as task_service
 logger = logging.getLogger(__name__)
 
 ACK_TRIES = 3
-LAST_WORD_SECONDS = 5.0
+LAST_WORD_SECONDS = 3.0
 UNINTERESTING = frozenset({"progressed", "started"})
 
 
@@ -73,7 +73,7 @@ class Attempt:
             since=claimed_at,
         )
         self._spool = Spool(post.bus, self._folder / "spool", self._lease.ensure)
-        self._reporter = Reporter(task.id, task.attempt, self._spool)
+        self._reporter = Reporter(task.id, task.attempt, self._spool, task.progress)
         self._training = Training(shop, claim, self._folder, control, self._lease, self._reporter)
 
     async def run(self) -> None:

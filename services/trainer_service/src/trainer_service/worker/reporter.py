@@ -47,10 +47,15 @@ class Timers:
 
 
 class Reporter:
-    """The facts and the log of one attempt, numbered and put into a spool. Nothing here waits."""
+    """The facts and the log of one attempt, numbered and put into a spool. Nothing here waits.
 
-    def __init__(self, task_id: str, attempt: int, spool: Spool) -> None:
+    progress is how far the task was before; until training begins that is how far it is.
+    """
+
+    def __init__(self, task_id: str, attempt: int, spool: Spool, progress: tasks.Progress) -> None:
         self.progress = tasks.Progress()
+        self.progress.CopyFrom(progress)
+        self.progress.eta_seconds = 0.0
         self._task_id = task_id
         self._attempt = attempt
         self._spool = spool
