@@ -24,6 +24,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -246,6 +247,9 @@ def main(arguments: list[str]) -> None:
     set_process_option(PR_SET_CHILD_SUBREAPER, 1)
     importlib.import_module(preload)
     resolve(entry)
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate())
+        print(f"fork server: {preload} has started threads, which may hang children: {names}", file=sys.stderr)
     gc.collect()
     gc.freeze()
     ForkServer(control, entry).serve()

@@ -21,9 +21,10 @@ async def place(
     the task. Files are linked where that is possible, else copied.
     """
     stop = threading.Event()
-    staging = target.parent / f".{target.name}.{task_id}-{attempt}.tmp"
+    prefix = f".{target.name}.{task_id}-"
+    staging = target.parent / f"{prefix}{attempt}.tmp"
     owner = json.dumps({"task_id": task_id, "attempt": attempt})
-    copying = asyncio.ensure_future(asyncio.to_thread(_copy, source, staging, owner, stop))
+    copying = asyncio.ensure_future(asyncio.to_thread(_copy, source, staging, prefix, owner, stop))
     try:
         await asyncio.shield(copying)
         await ensure()
@@ -53,9 +54,12 @@ def _owner(target: Path) -> str:
         return ""
 
 
-def _copy(source: Path, staging: Path, owner: str, stop: threading.Event) -> None:
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+def _copy(source: Path, staging: Path, prefix: str, owner: str, stop: threading.Event) -> None:
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    for entry in staging.parent.iterdir():
+        if entry.name.startswith(prefix):  # left by an attempt that was killed here
+            shutil.rmtree(entry, ignore_errors=True)
+    staging.mkdir()
     (staging / OWNER).write_text(owner)
     _sync(staging / OWNER)
     for folder, _, names in os.walk(source):
