@@ -95,18 +95,20 @@ async def log_delays(platform: Platform, task_id: str) -> list[float]:
     async def read() -> None:
         url = f"{platform.url}/v1/tasks/{task_id}/log:tail"
         headers = {"Authorization": f"Bearer {platform.token()}", "Accept": "text/event-stream"}
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
-            async with http.stream("GET", url, headers=headers) as response:
-                response.raise_for_status()
-                listening.set()
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    arrived = time.time()
-                    for item in json.loads(line[5:]).get("lines", []):
-                        delays.append((arrived - float(item["text"].split()[0])) * 1000)
-                    if len(delays) >= total:
-                        return
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=60) as http,
+            http.stream("GET", url, headers=headers) as response,
+        ):
+            response.raise_for_status()
+            listening.set()
+            async for line in response.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                arrived = time.time()
+                lines = json.loads(line[5:]).get("lines", [])
+                delays.extend((arrived - float(item["text"].split()[0])) * 1000 for item in lines)
+                if len(delays) >= total:
+                    return
 
     async with worker(platform, task_id) as bus, asyncio.TaskGroup() as group:
         group.create_task(read())

@@ -1,6 +1,7 @@
 """The documented /finetuning/* routes, from the request example to a model that loads (F14-F20, F24, F33, F35, F36)."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ pytestmark = pytest.mark.timeout(180)
 class Finetuning:
     """A browser's view of the routes."""
 
-    def __init__(self, platform: Platform) -> None:
-        self._http = httpx.Client(
-            base_url=platform.url, headers={"x-token": platform.token()}, timeout=60, trust_env=False
-        )
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
 
     def call(self, method: str, route: str, **arguments: Any) -> tuple[int, Any, str]:
         response = self._http.request(method, f"/finetuning/{route}", **arguments)
@@ -42,8 +41,10 @@ class Finetuning:
 
 
 @pytest.fixture
-def finetuning(platform: Platform) -> Finetuning:
-    return Finetuning(platform)
+def finetuning(platform: Platform) -> Iterator[Finetuning]:
+    headers = {"x-token": platform.token()}
+    with httpx.Client(base_url=platform.url, headers=headers, timeout=60, trust_env=False) as http:
+        yield Finetuning(http)
 
 
 def example(workload: Workload, output: Path, **training: Any) -> dict[str, Any]:

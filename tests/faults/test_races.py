@@ -1,8 +1,8 @@
 """Two things at once have exactly one outcome."""
 
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +59,6 @@ def test_delete_while_running(client: Client, platform: Platform, workload: Work
     client.tasks.delete(task_id, force=True)
     with pytest.raises(NotFound):
         client.tasks.get(task_id)
-    wait_until(lambda: not os.path.exists(f"/proc/{task.pid}"), 30, "the training process to end")
+    wait_until(lambda: not Path(f"/proc/{task.pid}").exists(), 30, "the training process to end")
     stored = platform.data_dir / "objects" / "tasks" / task_id
     wait_until(lambda: not stored.exists(), 60, "the task's objects to be removed")
