@@ -43,8 +43,9 @@ def _sqlite(url: Any, pool_size: int) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
-        readonly = connection.get_execution_options().get("readonly", False)
-        connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if not options.get("single_statement", False):
+            connection.exec_driver_sql("BEGIN" if options.get("readonly", False) else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -57,3 +58,8 @@ def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 def read_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     """Sessions for reading only; on SQLite they never wait for a writer."""
     return async_sessionmaker(engine.execution_options(readonly=True), expire_on_commit=False)
+
+
+def lookup_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Sessions for a single reading statement; on SQLite it needs no transaction, which is most of its cost."""
+    return async_sessionmaker(engine.execution_options(readonly=True, single_statement=True), expire_on_commit=False)

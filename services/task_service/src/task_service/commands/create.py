@@ -48,7 +48,7 @@ class CreateTask:
         """
         require_available(request.spec)
         fingerprint = request_fingerprint(request)
-        async with self.core.database.reading() as session:
+        async with self.core.database.caller(), self.core.database.reading() as session:
             existing = await _made_before(session, principal, request, fingerprint)
         if existing is not None:
             return existing
@@ -62,7 +62,7 @@ class CreateTask:
 
     async def _require_sound(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> None:
         problems = text_problems(request)
-        async with self.core.database.reading() as session:
+        async with self.core.database.caller(), self.core.database.reading() as session:
             problems += await _dependency_problems(session, principal, request)
         if self.checker is not None:
             problems += await self.checker.problems(request.spec)
@@ -89,7 +89,8 @@ class CreateTask:
             return await recorder.message(row)
 
         try:
-            task = await self.core.database.transaction(transaction)
+            async with self.core.database.caller():
+                task = await self.core.database.transaction(transaction)
         except IntegrityError:
             # Another call with the same request id committed first.
             async with self.core.database.reading() as session:
@@ -188,7 +189,7 @@ async def _insert(
     sources: Sources,
     fingerprint: str,
 ) -> TaskRow:
-    await _know_user(session, principal.user)
+    owner_number = await _user_number(session, principal.user)
     now = await current_time(session)
     row = TaskRow(
         id=new_task_id(),
@@ -213,6 +214,8 @@ async def _insert(
             spec=spec.SerializeToString(),
             parameter_sources=sources,
             labels=dict(request.labels),
+            depends_on=list(request.depends_on),
+            owner_number=owner_number,
         )
     )
     session.add_all(
@@ -226,14 +229,18 @@ async def _insert(
     return row
 
 
-async def _know_user(session: AsyncSession, name: str) -> None:
-    """Gives a user a number at the first task; two at once are sorted out by the transaction's repetition."""
-    if await session.scalar(select(UserRow.number).where(UserRow.name == name)) is None:
+async def _user_number(session: AsyncSession, name: str) -> int:
+    """The number of a user, given at the first task."""
+    wanted = select(UserRow.number).where(UserRow.name == name)
+    number = await session.scalar(wanted)
+    if number is None:
         try:
             async with session.begin_nested():
                 await session.execute(insert(UserRow).values(name=name))
         except IntegrityError:
-            return
+            pass  # the user's other first task was faster
+        number = (await session.scalars(wanted)).one()
+    return number
 
 
 def _preview(

@@ -21,11 +21,8 @@ class Queries:
         """A task by id or number. Raises NotFound."""
         if bool(task_id) == bool(number):
             raise InvalidArgument(problems=[Problem("task_id", "give the task's id or its number, and not both")])
-        async with self.database.reading() as session:
-            tasks = TaskRepository(session)
-            row = await tasks.get(principal, task_id, number=number)
-            (details,) = await tasks.details([row])
-        return task_message(details)
+        async with self.database.caller(), self.database.reading(single_statement=True) as session:
+            return task_message(await TaskRepository(session).read(principal, task_id, number=number))
 
     async def page(
         self, principal: Principal, request: task_service_pb2.ListTasksRequest
@@ -41,7 +38,7 @@ class Queries:
             order_by=request.order_by,
             ascending=request.ascending,
         )
-        async with self.database.reading() as session:
+        async with self.database.caller(), self.database.reading() as session:
             page = await list_tasks(
                 session,
                 principal,
@@ -60,7 +57,7 @@ class Queries:
 
     async def checkpoints(self, principal: Principal, task_id: str) -> list[task_pb2.Checkpoint]:
         """Stored checkpoints, oldest first. Raises NotFound."""
-        async with self.database.reading() as session:
+        async with self.database.caller(), self.database.reading() as session:
             tasks = TaskRepository(session)
             row = await tasks.get(principal, task_id)
             return [checkpoint_message(row.id, checkpoint) for checkpoint in await tasks.checkpoints(row)]

@@ -8,8 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from servicekit.outbox import Outbox
 from task_service.convert import task_message
 from task_service.database import lifecycles
-from task_service.database.models import AttemptRow, TaskDependencyRow, TaskRow
-from task_service.database.tasks import TaskRepository
+from task_service.database.models import AttemptRow, TaskDependencyRow, TaskRow, TaskSpecRow
+from task_service.database.tasks import TaskDetails
 from task_service.domain.lifecycle import Change, Lifecycle, Outcome, State, dependency_failed
 from task_service.events import Announcer
 from tunesmith.task.v1 import task_pb2
@@ -26,15 +26,13 @@ class Recorder:
 
     def __init__(self, session: AsyncSession, outbox: Outbox, now: int) -> None:
         self._session = session
-        self._tasks = TaskRepository(session)
         self.now = now
         self.announce = Announcer(session, outbox, now)
 
     async def message(self, row: TaskRow) -> task_pb2.Task:
         """The task as callers see it now."""
-        await self._session.flush()
-        (details,) = await self._tasks.details([row])
-        return task_message(details)
+        spec = await self._session.get_one(TaskSpecRow, row.number)
+        return task_message(TaskDetails(row, spec))
 
     async def apply(self, row: TaskRow, lifecycle: Lifecycle, outcome: Outcome, *, attempt: int | None = None) -> None:
         """Stores a life cycle after a transition and does what its outcome asks for. attempt is the one that ended."""

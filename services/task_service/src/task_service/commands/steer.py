@@ -79,7 +79,8 @@ class Steering:
             return await work(session, row, Recorder(session, self.core.outbox, await current_time(session)))
 
         try:
-            result = await self.core.database.transaction(transaction)
+            async with self.core.database.caller():
+                result = await self.core.database.transaction(transaction)
         except NotAllowed as refused:
             raise FailedPrecondition(str(refused), reason="TASK_STATE", metadata={"task_id": task_id}) from None
         self.core.outbox.wake()

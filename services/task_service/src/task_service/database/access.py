@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
 
 from sqlalchemy import select
@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from servicekit.database import read_session_factory, session_factory
+from servicekit.database import lookup_session_factory, read_session_factory, session_factory
 from servicekit.errors import Unavailable
 from task_service.database.types import now
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRIES = 6
+CALLERS = 5  # of the pool's 8 connections; the others are for workers, facts and the lease
 RACES_LOST = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 
 
@@ -45,14 +46,24 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        # SQLite has one writer at a time and lets the others poll; queueing here is fair and costs nothing.
+        self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self.sessions = session_factory(engine)
         self.read_sessions = read_session_factory(engine)
+        self.lookup_sessions = lookup_session_factory(engine)
+        self._callers = asyncio.Semaphore(CALLERS)
+
+    @asynccontextmanager
+    async def caller(self) -> AsyncIterator[None]:
+        """One of few places for what users ask for, so that a flood of it delays no heartbeat."""
+        async with self._callers:
+            yield
 
     async def transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Runs work in a transaction and commits it; work may run several times. Raises Unavailable."""
         for tried in range(1, TRIES + 1):
             try:
-                async with self.sessions.begin() as session:
+                async with self._turn, self.sessions.begin() as session:
                     return await work(session)
             except DBAPIError as error:
                 if tried < TRIES and lost_a_race(error):
@@ -66,10 +77,10 @@ class Database:
         raise AssertionError("unreachable")
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A session for reading. Raises Unavailable."""
+    async def reading(self, *, single_statement: bool = False) -> AsyncIterator[AsyncSession]:
+        """A session for reading: a snapshot, or cheaper for just one statement. Raises Unavailable."""
         try:
-            async with self.read_sessions() as session:
+            async with self.lookup_sessions() if single_statement else self.read_sessions() as session:
                 yield session
         except DBAPIError as error:
             if out_of_order(error):

@@ -125,6 +125,8 @@ class TaskSpecRow(Base):
     spec: Mapped[bytes] = mapped_column(LargeBinary)
     parameter_sources: Mapped[dict[str, int]] = mapped_column(Json, default=dict)
     labels: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
+    depends_on: Mapped[list[str]] = mapped_column(Json, default=list)
+    owner_number: Mapped[int] = mapped_column(default=0)
 
 
 class TaskLabelRow(Base):
@@ -138,7 +140,10 @@ class TaskLabelRow(Base):
 
 
 class TaskDependencyRow(Base):
-    """task_number starts only after the task with the id depends_on; that one may be gone since."""
+    """task_number starts only after the task with the id depends_on; that one may be gone since.
+
+    For finding what waits for a task; TaskSpecRow has the same for showing it.
+    """
 
     __tablename__ = "task_dependencies"
     __table_args__ = (Index("ix_task_dependencies_on", "depends_on", "task_number"),)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from servicekit.errors import NotFound
 from servicekit.identity import Principal
-from task_service.database.models import CheckpointRow, TaskDependencyRow, TaskRow, TaskSpecRow, UserRow
+from task_service.database.models import CheckpointRow, TaskRow, TaskSpecRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,6 @@ class TaskDetails:
 
     row: TaskRow
     spec: TaskSpecRow
-    owner_number: int
-    depends_on: tuple[str, ...]
 
 
 def visible_to(principal: Principal) -> ColumnElement[bool]:
@@ -52,26 +50,21 @@ class TaskRepository:
         query = select(TaskRow).where(TaskRow.id.in_(sorted(set(task_ids)))).order_by(TaskRow.number).with_for_update()
         return {row.id: row for row in await self._session.scalars(query)}
 
+    async def read(self, principal: Principal, task_id: str = "", *, number: int = 0) -> TaskDetails:
+        """A task as its message shows it, in one query. Raises NotFound, also for somebody else's task."""
+        chosen = TaskRow.id == task_id if task_id else TaskRow.number == number
+        query = select(TaskRow, TaskSpecRow).join(TaskSpecRow, TaskSpecRow.task_number == TaskRow.number)
+        found = (await self._session.execute(query.where(chosen, visible_to(principal)))).one_or_none()
+        if found is None:
+            raise task_not_found(task_id or number)
+        return TaskDetails(*found)
+
     async def details(self, rows: Sequence[TaskRow]) -> list[TaskDetails]:
-        """What the messages of these tasks need, in the same order, with three queries in all."""
+        """What the messages of these tasks need, in the same order."""
         numbers = [row.number for row in rows]
-        owners = {row.owner for row in rows}
         specs = await self._session.scalars(select(TaskSpecRow).where(TaskSpecRow.task_number.in_(numbers)))
         spec_of = {spec.task_number: spec for spec in specs}
-        users = await self._session.execute(select(UserRow.name, UserRow.number).where(UserRow.name.in_(owners)))
-        user_of = dict(users.all())
-        dependencies = await self._session.execute(
-            select(TaskDependencyRow.task_number, TaskDependencyRow.depends_on)
-            .where(TaskDependencyRow.task_number.in_(numbers))
-            .order_by(TaskDependencyRow.task_number, TaskDependencyRow.position)
-        )
-        depends_on: dict[int, list[str]] = {}
-        for number, task_id in dependencies:
-            depends_on.setdefault(number, []).append(task_id)
-        return [
-            TaskDetails(row, spec_of[row.number], user_of.get(row.owner, 0), tuple(depends_on.get(row.number, ())))
-            for row in rows
-        ]
+        return [TaskDetails(row, spec_of[row.number]) for row in rows]
 
     async def checkpoints(self, task: TaskRow) -> list[CheckpointRow]:
         """Stored checkpoints that were not rejected, oldest first."""

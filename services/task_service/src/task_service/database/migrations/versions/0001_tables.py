@@ -206,6 +206,8 @@ def upgrade() -> None:
         sa.Column("spec", sa.LargeBinary(), nullable=False),
         sa.Column("parameter_sources", sa.Text(), nullable=False),
         sa.Column("labels", sa.Text(), nullable=False),
+        sa.Column("depends_on", sa.Text(), nullable=False),
+        sa.Column("owner_number", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["task_number"], ["tasks.number"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_number"),
     )
