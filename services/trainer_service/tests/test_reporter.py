@@ -1,7 +1,5 @@
 """How often facts are sent, and what of them is joined."""
 
-import asyncio
-
 import pytest
 
 from servicekit.bus import Outgoing
@@ -58,11 +56,11 @@ async def test_progress_is_told_twice_a_second_at_most(reporter: Reporter, sent:
 async def test_points_are_joined_but_not_too_many(reporter: Reporter, sent: Collected) -> None:
     for step in range(600):
         reporter.measured(Measured(step, {"loss": 1.0, "rate": 2.0}, 1.7e9))
-    assert [len(fact.metrics.points) for fact in sent.facts] == [500, 500]
-    await eventually(lambda: len(sent.facts) == 3)
-    assert len(sent.facts[-1].metrics.points) == 200
+    assert [len(fact.metrics.points) for fact in sent.facts] == [2, 500, 500]
+    await eventually(lambda: len(sent.facts) == 4)
+    assert len(sent.facts[-1].metrics.points) == 198
     reporter.measured(Measured(1, {f"m{n}": 0.0 for n in range(1200)}, 1.7e9))
-    assert [len(fact.metrics.points) for fact in sent.facts[3:]] == [500, 500, 200]
+    assert [len(fact.metrics.points) for fact in sent.facts[4:]] == [500, 500, 200]
 
 
 async def test_the_end_comes_after_everything_and_alone(reporter: Reporter, sent: Collected) -> None:
@@ -70,14 +68,14 @@ async def test_the_end_comes_after_everything_and_alone(reporter: Reporter, sent
     reporter.advanced(Advanced(8, 10, 0.8))
     reporter.measured(Measured(8, {"loss": 1.0}, 1.7e9))
     reporter.log(["a line"])
+    reporter.log(["another"])
+    reporter.measured(Measured(9, {"loss": 1.0}, 1.7e9))
     reporter.end(facts.Fact(stopped=facts.AttemptStopped()))
-    assert kinds(sent) == ["progressed", "metrics", "progressed", "stopped"]
-    assert [fact.sequence for fact in sent.facts] == [1, 2, 3, 4]
-    assert [batch.final for batch in sent.batches] == [True]
-    assert [line.text for line in sent.batches[0].lines] == ["a line"]
-    assert sent.alone == [False, False, False, False, True]
-    await asyncio.sleep(0)
-    assert len(sent.facts) == 4
+    assert kinds(sent) == ["progressed", "metrics", "metrics", "progressed", "stopped"]
+    assert [fact.sequence for fact in sent.facts] == [1, 2, 3, 4, 5]
+    assert [batch.final for batch in sent.batches] == [False, True]
+    assert [line.text for batch in sent.batches for line in batch.lines] == ["a line", "another"]
+    assert sent.alone == [False] * 6 + [True]
 
 
 async def test_what_was_reached_before_is_not_taken_back(reporter: Reporter, sent: Collected) -> None:

@@ -1,6 +1,7 @@
-"""Turns what happens to an attempt into facts and log batches, not too many of them."""
+"""Turns what happens to an attempt into facts and log batches: at once after a silence, else not too many of them."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -66,7 +67,7 @@ class Reporter:
         self._line_bytes = 0
         self._timers = Timers()
         self._progress_dirty = False
-        self._progress_sent = -PROGRESS_SECONDS
+        self._progress_sent = self._points_sent = self._lines_sent = -math.inf
         self._pace: tuple[float, int] | None = None  # when and at which step training began
 
     def fact(self, fact: facts.Fact) -> None:
@@ -87,10 +88,11 @@ class Reporter:
         moment = timestamp(event.time)
         for name, value in event.values.items():
             self._points.append(tasks.MetricPoint(name=name, step=event.step, value=value, time=moment))
-        if len(self._points) >= METRIC_POINTS:
+        wait = self._points_sent + METRIC_SECONDS - time.monotonic()
+        if len(self._points) >= METRIC_POINTS or wait <= 0:
             self._flush_points()
-        elif self._points:
-            self._timers.within(METRIC_SECONDS, self._flush_points)
+        else:
+            self._timers.within(wait, self._flush_points)
 
     def phase(self, name: str) -> None:
         """Says what goes on now."""
@@ -118,8 +120,11 @@ class Reporter:
                 self._line_bytes += len(piece.encode())
                 if len(self._lines) >= LOG_LINES or self._line_bytes >= LOG_BYTES:
                     self._flush_lines()
-        if self._lines:
-            self._timers.within(LOG_SECONDS, self._flush_lines)
+        wait = self._lines_sent + LOG_SECONDS - time.monotonic()
+        if wait <= 0:
+            self._flush_lines()
+        else:
+            self._timers.within(wait, self._flush_lines)
 
     def close(self) -> None:
         """Stops every timer; what was not sent is dropped."""
@@ -154,6 +159,7 @@ class Reporter:
     def _flush_points(self) -> None:
         self._timers.done(self._flush_points)
         points, self._points = self._points, []
+        self._points_sent = time.monotonic() if points else self._points_sent
         for start in range(0, len(points), METRIC_POINTS):
             batch = points[start : start + METRIC_POINTS]
             self._send(facts.Fact(metrics=facts.MetricsReported(points=batch)))
@@ -169,7 +175,7 @@ class Reporter:
                 final=final,
                 number=self._log_batches,
             )
-            self._lines, self._line_bytes = [], 0
+            self._lines, self._line_bytes, self._lines_sent = [], 0, time.monotonic()
             message_id = f"log.{self._task_id}.{self._attempt}.{self._log_batches}"
             self._spool.put(Outgoing(subjects.log(self._task_id), batch.SerializeToString(), message_id))
 
