@@ -14,7 +14,7 @@ up: setup ## Start every service on this machine, for example: make up ARGS="--p
 	$(BIN)/tunesmith up $(ARGS)
 
 test: setup ## Run all tests, for example: make test ARGS="services/task_service -k retry"
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup $(ARGS)
 
 check: setup ## Formatting, lint, types, contracts, import directions, lock
 	$(BIN)/ruff format --check .

@@ -12,8 +12,6 @@ from transformers import AutoTokenizer
 from tests.support.platform import Platform, Workload
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(180)
-
 
 class Finetuning:
     """A browser's view of the routes."""

@@ -11,8 +11,6 @@ from tunesmith.client import Client
 from tunesmith.task.v1.spec_pb2 import METHOD_FULL
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, STATE_STOPPED
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def truncate(file: Path) -> None:
     with file.open("r+b") as handle:

@@ -16,8 +16,6 @@ from tunesmith.client import Client
 from tunesmith.task.v1.spec_pb2 import METHOD_FULL, METHOD_LORA
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, Task
 
-pytestmark = pytest.mark.timeout(180)
-
 KILL_AT_STEP = 12
 
 

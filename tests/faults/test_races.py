@@ -13,8 +13,6 @@ from tunesmith.task.v1.spec_pb2 import METHOD_LORA
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_STOPPED
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
 
-pytestmark = pytest.mark.timeout(180)
-
 FINAL = ("task.completed", "task.stopped", "task.failed")
 
 
