@@ -3,7 +3,7 @@
 import json
 import secrets
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from servicekit import subjects
@@ -12,8 +12,9 @@ from tunesmith_local.files import write_whole
 from tunesmith_local.layout import DataDirectory
 
 _API = "$JS.API"
+SUBSCRIBER = "subscriber"
 
-# What a service publishes and subscribes to; answers come to inboxes.
+# What a service publishes and subscribes to; answers come to inboxes. The subscriber hears of every task.
 PERMISSIONS: dict[str, tuple[list[str], list[str]]] = {
     "task-service": (
         ["work.>", "tunesmith.v1.>", "deadletter.>", f"{_API}.>", "$JS.ACK.>"],
@@ -34,6 +35,20 @@ PERMISSIONS: dict[str, tuple[list[str], list[str]]] = {
             f"$JS.ACK.{subjects.WORK}.>",
         ],
         ["_INBOX.>", subjects.state_changes_of("*")],
+    ),
+    SUBSCRIBER: (
+        [
+            f"{_API}.INFO",
+            f"{_API}.STREAM.NAMES",
+            f"{_API}.STREAM.INFO.{subjects.EVENTS}",
+            f"{_API}.CONSUMER.CREATE.{subjects.EVENTS}",
+            f"{_API}.CONSUMER.CREATE.{subjects.EVENTS}.>",
+            f"{_API}.CONSUMER.INFO.{subjects.EVENTS}.*",
+            f"{_API}.CONSUMER.MSG.NEXT.{subjects.EVENTS}.*",
+            f"$JS.ACK.{subjects.EVENTS}.>",
+            "$JS.FC.>",
+        ],
+        ["_INBOX.>", "tunesmith.v1.>"],
     ),
 }
 
@@ -75,10 +90,15 @@ def configuration(port: int, store: Path, accounts: dict[str, Account]) -> str:
 
 
 def prepare(data: DataDirectory, port: int) -> tuple[tuple[str, ...], dict[str, Account]]:
-    """Writes the configuration; the command that runs the server, and the services' accounts."""
+    """Writes the configuration, and for programs that subscribe to events how they log in (run/subscriber.json).
+
+    Returns the command that runs the server, and the accounts.
+    """
     accounts = new_accounts()
     path = data.run / "nats.conf"
     write_whole(path, configuration(port, data.nats, accounts))
+    subscriber = {"url": f"nats://127.0.0.1:{port}", **asdict(accounts[SUBSCRIBER])}
+    write_whole(data.run / "subscriber.json", json.dumps(subscriber, indent=2) + "\n")
     return (str(server_binary()), "--config", str(path)), accounts
 
 
