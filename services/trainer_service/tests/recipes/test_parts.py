@@ -1,0 +1,281 @@
+"""The parts of a recipe one by one: events, order of the data, schedules, failures."""
+
+import copy
+import errno
+import json
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modelkit.chat import IGNORED, Encoded
+from modelkit.errors import InvalidDataset, Problem
+from trainer_service.recipes import saving
+from trainer_service.recipes.config import Training
+from trainer_service.recipes.data import Batches, EncodedRows, collate, split
+from trainer_service.recipes.errors import LossDiverged
+from trainer_service.recipes.events import EventWriter
+from trainer_service.recipes.failures import REMEDIES, describe
+from trainer_service.recipes.optimizers import Schedule, create_optimizer
+from trainer_service.recipes.precision import choose
+from trainer_service.recipes.prefetch import prefetch
+from trainer_service.recipes.support import OPTIMIZERS, SCHEDULERS
+
+
+class FakeEncoder:
+    """Row n becomes n + 2 tokens; the last of them has a label, of every fifth row none."""
+
+    def encode(self, conversations: list[int]) -> list[Encoded]:
+        return [self._row(number) for number in conversations]
+
+    def _row(self, number: int) -> Encoded:
+        ids = np.full(number % 7 + 2, number, dtype=np.int32)
+        labels = np.full_like(ids, IGNORED)
+        if number % 5:
+            labels[-1] = number
+        return Encoded(ids, labels, truncated=number == 3)
+
+
+def rows_of(count: int) -> EncodedRows:
+    rows: Any = list(range(count))
+    encoder: Any = FakeEncoder()
+    return EncodedRows(rows, encoder)
+
+
+def batches_of(count: int, *, size: int, accumulation: int = 1, seed: int = 1) -> Batches:
+    return Batches(rows_of(count), np.arange(count), seed=seed, size=size, accumulation=accumulation, pad_id=0)
+
+
+def seen(batches: Batches, first: int, last: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """The labelled rows of each step."""
+    return [
+        sorted(int(row[row != IGNORED][-1]) for batch in step.batches for row in batch.labels if (row != IGNORED).any())
+        for step in batches.steps(first, last, rank=rank, world=world)
+    ]
+
+
+def test_an_epoch_sees_every_row_once_and_the_next_in_another_order() -> None:
+    batches = batches_of(23, size=4)
+    per_epoch = batches.steps_per_epoch(1)
+    assert per_epoch == 6
+    first, second = seen(batches, 0, 6), seen(batches, 6, 12)
+    expected = Counter(number for number in range(23) if number % 5)
+    assert Counter(chain(*first)) == Counter(chain(*second)) == expected
+    assert first != second
+    assert seen(batches, 4, 9) == [*first[4:], *second[:3]]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_rows_of_each_step(world: int) -> None:
+    alone = batches_of(25, size=6)
+    together = batches_of(25, size=6 // world)
+    parts = [seen(together, 0, 9, rank=rank, world=world) for rank in range(world)]
+    assert [sorted(chain(*step)) for step in zip(*parts, strict=True)] == seen(alone, 0, 9)
+    forwards = [[len(step.batches) for step in together.steps(0, 9, rank=rank, world=world)] for rank in range(world)]
+    assert all(counts == forwards[0] for counts in forwards)
+
+
+def test_counts_are_taken_once_a_row() -> None:
+    rows = rows_of(10)
+    rows.get([0, 3, 5, 3])
+    rows.get(np.arange(4))
+    assert (rows.counts.rows, rows.counts.truncated, rows.counts.masked) == (5, 1, 2)
+
+
+def test_padding_is_on_the_right_and_has_no_labels() -> None:
+    batch = collate(FakeEncoder().encode([1, 4]), pad_id=9)
+    assert batch.input_ids.tolist() == [[1, 1, 1, 9, 9, 9], [4, 4, 4, 4, 4, 4]]
+    assert batch.labels[0].tolist() == [IGNORED, IGNORED, 1, IGNORED, IGNORED, IGNORED]
+    assert (collate([], pad_id=9).labels == IGNORED).all()
+
+
+def test_held_out_rows_are_never_trained_on() -> None:
+    trained, held_out = split(100, 0.15, seed=3)
+    assert len(held_out) == 15
+    assert sorted([*trained, *held_out]) == list(range(100))
+    assert len(split(10, 0.01, seed=3)[1]) == 1
+    assert len(split(10, 0.0, seed=3)[1]) == 0
+    with pytest.raises(InvalidDataset, match="leave none to train on"):
+        split(1, 0.5, seed=3)
+
+
+def read_events(write: Any) -> list[dict[str, Any]]:
+    reading, writing = os.pipe()
+    write(EventWriter(writing))
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        return [json.loads(line) for line in file]
+
+
+def test_events_are_json_lines_with_a_time() -> None:
+    def write(events: EventWriter) -> None:
+        events.metrics(3, {"loss": math.nan, "a": math.inf, "b": -math.inf, "c": 0.5})
+        events.checkpoint(step=3, path=Path("/c"), loss=None)
+        events.error(reason="R", message="broken \udcff text", problems=["p"])
+
+    metrics, checkpoint, error = read_events(write)
+    assert metrics["values"] == {"loss": "NaN", "a": "Infinity", "b": "-Infinity", "c": 0.5}
+    assert metrics["time"] > 1e9
+    assert (checkpoint["path"], checkpoint["loss"]) == ("/c", None)
+    assert (error["reason"], error["message"], error["retryable"]) == ("R", "broken ? text", False)
+
+
+def test_quick_progress_is_thinned_out() -> None:
+    def write(events: EventWriter) -> None:
+        for step in range(1000):
+            events.progress(step=step, total_steps=1000, epoch=0.1, always=step == 999)
+
+    told = read_events(write)
+    assert 2 <= len(told) <= 20
+    assert (told[0]["step"], told[-1]["step"]) == (0, 999)
+
+
+def test_prefetching_keeps_order_raises_in_place_and_ends_its_thread() -> None:
+    def items() -> Iterator[int]:
+        yield from range(50)
+        raise ValueError("at the end")
+
+    got: list[int] = []
+    with pytest.raises(ValueError, match="at the end"):
+        for item in prefetch(items(), depth=3):
+            got.append(item)  # noqa: PERF402 - what came before the error matters
+    assert got == list(range(50))
+    endless = prefetch(iter(lambda: 1, 2), depth=2)
+    assert next(endless) == 1
+    endless.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_learns_and_continues_from_its_state(name: str) -> None:
+    def losses(model: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            loss = model(torch.ones(1, 4)).pow(2).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    training = Training(optim=name, learning_rate=1e-2, weight_decay=0.01)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    optimizer = create_optimizer(model, training)
+    first = losses(model, optimizer, 5)
+    assert first[-1] < first[0]
+    twin = nn.Linear(4, 4)
+    twin.load_state_dict(model.state_dict())
+    continued = create_optimizer(twin, training)
+    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert losses(twin, continued, 3) == losses(model, optimizer, 3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_schedule_continues_from_its_state(name: str) -> None:
+    def make() -> tuple[torch.optim.Optimizer, Schedule]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        return optimizer, Schedule(optimizer, Training(lr_scheduler_type=name, warmup_steps=3), 20)
+
+    def rates(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            found.append(schedule.rate)
+            optimizer.step()
+            schedule.step()
+            schedule.evaluated(1.0)
+        return found
+
+    whole = rates(*make(), 20)
+    optimizer, schedule = make()
+    rates(optimizer, schedule, 8)
+    state = schedule.state_dict()
+    optimizer_state = optimizer.state_dict()
+    optimizer, schedule = make()
+    optimizer.load_state_dict(optimizer_state)
+    schedule.load_state_dict(state)
+    assert rates(optimizer, schedule, 12) == whole[8:]
+    assert max(whole) == pytest.approx(0.1)
+
+
+def test_warm_up_steps_win_over_a_share() -> None:
+    assert Training(warmup_steps=7, warmup_ratio=0.5).warmup(100) == 7
+    assert Training(warmup_ratio=0.05).warmup(101) == 6
+
+
+@pytest.mark.parametrize(
+    ("wish", "frozen", "stored", "weights", "compute"),
+    [
+        ({}, True, "bfloat16", torch.float32, torch.float32),
+        ({"bf16": True}, True, "float32", torch.bfloat16, torch.bfloat16),
+        ({"bf16": True}, False, "bfloat16", torch.float32, torch.bfloat16),
+        ({"fp16": True}, True, "float16", torch.float32, torch.float32),
+    ],
+)
+def test_number_formats_on_a_cpu(
+    wish: dict[str, bool], frozen: bool, stored: str, weights: torch.dtype, compute: torch.dtype
+) -> None:
+    formats = choose(Training(**wish), torch.device("cpu"), frozen=frozen, stored=stored)
+    assert (formats.weights, formats.compute) == (weights, compute)
+    assert bool(formats.notes) == ("fp16" in wish)
+
+
+def out_of_memory() -> None:
+    torch.empty(1 << 60)
+
+
+def disk_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/data/checkpoint")
+
+
+def diverged() -> None:
+    raise LossDiverged("the loss is no longer a number at step 3", ["lower learning_rate"])
+
+
+def bad_data() -> None:
+    raise InvalidDataset([Problem("dataset", "one"), Problem("dataset", "two")])
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason", "retryable", "problems"),
+    [
+        (out_of_memory, "OUT_OF_MEMORY", False, 5),
+        (disk_full, "DISK_FULL", False, 0),
+        (diverged, "LOSS_DIVERGED", False, 1),
+        (bad_data, "INVALID_DATASET", False, 2),
+        (lambda: Path("/proc/self/no").read_text(), "STORAGE_FAILED", True, 0),
+        (lambda: {}[1], "TRAINING_FAILED", True, 0),
+    ],
+)
+def test_every_end_has_a_reason(cause: Any, reason: str, retryable: bool, problems: int) -> None:
+    with pytest.raises(Exception) as caught:
+        cause()
+    failure = describe(caught.value)
+    assert (failure.reason, failure.retryable, len(failure.problems)) == (reason, retryable, problems)
+    if reason == "OUT_OF_MEMORY":
+        assert failure.problems == REMEDIES
+        assert "GiB at the peak" in failure.message
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-1"
+
+    def half(staging: Path) -> None:
+        (staging / "a").write_text("a")
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        saving.write_directory(target, half)
+    assert list(tmp_path.iterdir()) == []
+    saving.write_directory(target, lambda staging: (staging / "a").touch())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
