@@ -1,6 +1,7 @@
 """One task as it goes: a live bar with rate and remaining time on a terminal, lines elsewhere."""
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -14,25 +15,27 @@ from tunesmith.task.v1.event_pb2 import TaskEvent
 from tunesmith.task.v1.task_pb2 import Task
 
 _LINE_SECONDS = 5.0
-_SMOOTHING = 0.3
+_RATE_SECONDS = 10.0
 
 
 class Rate:
-    """Steps per second, smoothed; starts anew when the steps go back."""
+    """Steps per second over the last seconds; starts anew when the steps go back."""
 
     def __init__(self) -> None:
-        self._step = 0
-        self._time: float | None = None
+        self._seen: deque[tuple[float, int]] = deque()
         self.value = 0.0
 
     def update(self, step: int, seconds: float) -> None:
         """Takes note that step was reached at a time."""
-        if self._time is None or step < self._step:
-            self._step, self._time, self.value = step, seconds, 0.0
-        elif step > self._step and seconds > self._time:
-            now = (step - self._step) / (seconds - self._time)
-            self.value = now if self.value == 0 else _SMOOTHING * now + (1 - _SMOOTHING) * self.value
-            self._step, self._time = step, seconds
+        if self._seen and step < self._seen[-1][1]:
+            self._seen.clear()
+            self.value = 0.0
+        self._seen.append((seconds, step))
+        while len(self._seen) > 2 and seconds - self._seen[1][0] >= _RATE_SECONDS:
+            self._seen.popleft()
+        first, start = self._seen[0]
+        if seconds > first and step > start:
+            self.value = (step - start) / (seconds - first)
 
     def remaining(self, step: int, total: int, estimate: float) -> str:
         """Time left: the platform's estimate, else from this rate; empty while unknown."""

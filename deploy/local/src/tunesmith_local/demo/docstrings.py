@@ -20,7 +20,7 @@ SKIPPED = {
     "turtledemo",
     "ensurepip",
 }
-SHORTEST, LONGEST = 25, 240
+SHORTEST, LONGEST = 20, 110
 VALIDATION_SHARE = 0.05
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
