@@ -9,10 +9,12 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from servicekit import subjects
+from servicekit.errors import InvalidArgument
 from services.task_service.tests.harness import Attempt, Client, Service, crashed, language_model_spec
 from task_service.database.models import AttemptRow, GarbageRow, MetricPointRow
 from task_service.domain.lifecycle import Directive, State
 from task_service.facts import consumer as consumer_module
+from task_service.portions import portions
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import task_pb2, task_service_pb2
 
@@ -288,10 +290,9 @@ async def test_a_foreign_prefix_is_not_taken_over(service: Service, alice: Clien
     assert await alice.checkpoints(attempt.task_id) == []
 
 
-def test_batches_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "BATCH_BYTES", 10)
-    assert consumer_module.portions([]) == []
-    assert consumer_module.portions([4, 4, 4, 20, 1]) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+def test_batches_are_bounded_in_bytes() -> None:
+    assert portions([], 10) == []
+    assert portions([4, 4, 4, 20, 1], 10) == [(0, 2), (2, 3), (3, 4), (4, 5)]
 
 
 def test_states_and_directives_are_those_of_the_contract() -> None:
@@ -299,3 +300,21 @@ def test_states_and_directives_are_those_of_the_contract() -> None:
         assert task_pb2.State.Value(f"STATE_{state.name}") == state
     for directive in Directive:
         assert task_service_pb2.Directive.Value(f"DIRECTIVE_{directive.name}") == directive
+
+
+async def test_no_event_is_too_big_for_the_broker(service: Service, alice: Client) -> None:
+    """One that was would hold up every other event for ever."""
+    attempt = await started(service, alice, description="d" * 10_000, labels={str(n): "v" * 7_000 for n in range(30)})
+    for start in range(0, 4000, 1000):
+        names = [f"{number}-" + "n" * 190 for number in range(start, start + 1000)]
+        reported = [task_pb2.MetricPoint(name=name, step=1, value=1.0) for name in names]
+        await attempt.say(metrics=fact_pb2.MetricsReported(points=reported))
+    error = task_pb2.TaskError(reason="r" * 5000, message="m" * 100_000, problems=["p" * 5000] * 150)
+    await attempt.say(checkpoint_rejected=fact_pb2.CheckpointRejected(prefix="x", reason="y" * 900_000))
+    await attempt.say(failed=fact_pb2.AttemptFailed(error=error, retryable=False))
+    await service.record_facts()
+    types = await service.event_types(attempt.task_id)
+    assert types[-1] == "task.failed"
+    assert types.count("metrics.logged") == 4
+    with pytest.raises(InvalidArgument, match="bytes"):
+        await alice.create(labels={str(n): "v" * 9_000 for n in range(30)})

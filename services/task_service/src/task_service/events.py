@@ -9,6 +9,7 @@ from servicekit import subjects
 from servicekit.outbox import Outbox
 from task_service.convert import as_datetime, required_timestamp
 from task_service.database.models import TaskRow
+from task_service.portions import portions
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import event_pb2, task_pb2
 
@@ -19,7 +20,7 @@ KIND_WORDS = {
     task_pb2.KIND_EXPORT: "export",
     task_pb2.KIND_PREPARE: "prepare",
 }
-POINTS_PER_EVENT = 5000
+EVENT_BYTES = 256 * 1024  # a quarter of what the broker takes at most
 
 
 def work_subject(row: TaskRow) -> str:
@@ -52,8 +53,8 @@ class Announcer:
 
     async def metrics_logged(self, row: TaskRow, points: Sequence[task_pb2.MetricPoint]) -> None:
         """Tells of new points, in events of a size that the broker takes."""
-        for start in range(0, len(points), POINTS_PER_EVENT):
-            batch = event_pb2.MetricBatch(points=points[start : start + POINTS_PER_EVENT])
+        for start, end in portions([point.ByteSize() for point in points], EVENT_BYTES):
+            batch = event_pb2.MetricBatch(points=points[start:end])
             await self._event(row, "metrics.logged", event_pb2.TaskEvent(metrics=batch))
 
     async def checkpoint(self, row: TaskRow, verb: str, checkpoint: task_pb2.Checkpoint, reason: str = "") -> None:

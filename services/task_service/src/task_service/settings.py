@@ -9,6 +9,7 @@ from task_service.domain.policy import Policy
 class TaskServiceSettings(ServiceSettings):
     """Where tasks are kept, who checks them, and how patient the service is. Times are in seconds."""
 
+    port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     database_url: str = Field(
         "sqlite:////var/lib/tunesmith/tasks.db", description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
     )

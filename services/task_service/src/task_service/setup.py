@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
+from servicekit import telemetry
 from servicekit.bus import EventBus
 from servicekit.database import create_engine
 from servicekit.grpc_client import open_channel
@@ -99,6 +100,7 @@ def duties(core: Core, bus: EventBus, objects: ObjectStore, settings: TaskServic
 async def run(settings: TaskServiceSettings) -> None:
     """Serves until TERM or INT."""
     stop = shutdown_event()
+    telemetry.configure("task-service", settings.otlp_endpoint)
     engine = create_engine(settings.database_url)
     await migrate(engine)
     core = Core(Database(engine), Outbox(OUTBOX), settings.policy())
@@ -131,3 +133,4 @@ async def run(settings: TaskServiceSettings) -> None:
         await bus.close()
         await objects.close()
         await engine.dispose()
+        telemetry.shutdown()

@@ -30,6 +30,8 @@ DEFAULT_POOL = "default"
 LABEL_KEY_LENGTH = 256
 LABEL_VALUE_LENGTH = 65_536
 OUTPUT_OF = "task:"
+# Events carry the whole task, and the broker takes messages of up to a megabyte.
+MAX_REQUEST_BYTES = 256 * 1024
 
 _KIND_OF_WORD = {word: kind for kind, word in KIND_WORDS.items()}
 
@@ -143,6 +145,10 @@ def text_problems(request: task_service_pb2.CreateTaskRequest) -> list[Problem]:
         for key, value in request.labels.items()
         if not 0 < len(key) <= LABEL_KEY_LENGTH or len(value) > LABEL_VALUE_LENGTH
     ]
+    if request.ByteSize() > MAX_REQUEST_BYTES:
+        problems.append(
+            Problem("", f"the request has {request.ByteSize()} bytes; at most {MAX_REQUEST_BYTES} can be kept")
+        )
     base_model = request.spec.finetune.base_model
     if base_model.startswith(OUTPUT_OF) and base_model.removeprefix(OUTPUT_OF) not in request.depends_on:
         problems.append(

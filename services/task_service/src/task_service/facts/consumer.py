@@ -12,6 +12,7 @@ from servicekit.bus import EventBus, Message
 from servicekit.errors import Unavailable
 from task_service.commands.core import Core
 from task_service.facts.recording import FactRecording
+from task_service.portions import portions
 from tunesmith.events.v1 import fact_pb2
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class FactConsumer:
                 sound.append(message)
             except Undecodable as error:
                 await _drop(message, str(error))
-        for start, end in portions([len(message.data) for message in sound]):
+        for start, end in portions([len(message.data) for message in sound], BATCH_BYTES):
             await self._record(sound[start:end], facts[start:end])
 
     async def _record(self, messages: Sequence[Message], facts: Sequence[fact_pb2.Fact]) -> None:
@@ -104,17 +105,6 @@ class FactConsumer:
             await FactRecording.record(session, self._core.outbox, self._core.policy, facts)
 
         await self._core.database.transaction(work)
-
-
-def portions(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Cuts a list into neighbouring parts of a bounded number of bytes, as index ranges."""
-    cuts, total = [0], 0
-    for index, size in enumerate(sizes):
-        total += size
-        if total > BATCH_BYTES and index > cuts[-1]:
-            cuts.append(index)
-            total = size
-    return list(zip(cuts, [*cuts[1:], len(sizes)], strict=True)) if sizes else []
 
 
 async def _drop(message: Message, why: str) -> None:

@@ -19,14 +19,13 @@ from task_service.domain import received
 from task_service.domain.lifecycle import HELD, AttemptEnd, Failure, Lifecycle, Outcome
 from task_service.domain.policy import Policy
 from task_service.facts.stored_checkpoints import StoredCheckpoints, is_own_prefix
+from task_service.facts.texts import MESSAGE_LENGTH, PATH_LENGTH, PROBLEM_LENGTH, PROBLEMS, WORD_LENGTH, clean
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import task_pb2
 
 logger = logging.getLogger(__name__)
 
 METRICS_PER_TASK = 1000
-MESSAGE_LENGTH = 10_000
-PROBLEMS = 100
 
 
 @dataclass(slots=True)
@@ -127,7 +126,7 @@ class FactRecording:
             return
         task.step, task.total_steps = progress.step, progress.total_steps
         task.epoch, task.percent = progress.epoch, progress.percent
-        task.eta_seconds, task.phase = progress.eta_seconds, _clean(progress.phase, 200)
+        task.eta_seconds, task.phase = progress.eta_seconds, clean(progress.phase, WORD_LENGTH)
         known.progressed = True
 
     def _child_started(self, known: _Current, started: fact_pb2.ChildStarted) -> None:
@@ -156,8 +155,8 @@ class FactRecording:
             task.step, task.total_steps, task.epoch = progress.step, progress.total_steps, progress.epoch
         task.percent, task.eta_seconds, task.phase = 100.0, 0.0, ""
         task.output_prefix = completed.output_prefix if is_own_prefix(completed.output_prefix, task.id) else ""
-        task.output_dir = _clean(completed.output_dir, 4096)
-        task.manifest_sha256 = _clean(completed.manifest_sha256, 64)
+        task.output_dir = clean(completed.output_dir, PATH_LENGTH)
+        task.manifest_sha256 = clean(completed.manifest_sha256, WORD_LENGTH)
         await self._finish(known, lifecycle, outcome)
 
     async def _ended(self, known: _Current, fact: fact_pb2.Fact) -> None:
@@ -188,10 +187,5 @@ class FactRecording:
 
 
 def _failure(error: task_pb2.TaskError) -> Failure:
-    problems = [_clean(problem, MESSAGE_LENGTH) for problem in error.problems[:PROBLEMS]]
-    return Failure(_clean(error.reason, 200) or "UNKNOWN", _clean(error.message, MESSAGE_LENGTH), problems)
-
-
-def _clean(text: str, length: int) -> str:
-    """A text that every database can store."""
-    return text[:length].replace("\0", "\ufffd")
+    problems = [clean(problem, PROBLEM_LENGTH) for problem in error.problems[:PROBLEMS]]
+    return Failure(clean(error.reason, WORD_LENGTH) or "UNKNOWN", clean(error.message, MESSAGE_LENGTH), problems)

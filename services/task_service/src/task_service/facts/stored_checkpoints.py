@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from task_service.convert import checkpoint_message, microseconds
 from task_service.database.models import AttemptRow, CheckpointRow, GarbageRow, TaskRow, TaskSpecRow
 from task_service.events import Announcer
+from task_service.facts.texts import MESSAGE_LENGTH, PATH_LENGTH, WORD_LENGTH, clean
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
@@ -17,7 +18,8 @@ logger = logging.getLogger(__name__)
 def is_own_prefix(prefix: str, task_id: str) -> bool:
     """Whether a prefix of objects lies below the task's own; what a worker names may be deleted later."""
     parts = prefix.rstrip("/").split("/")
-    return parts[:2] == ["tasks", task_id] and len(parts) > 2 and not {"", ".", ".."} & set(parts)
+    beneath = parts[:2] == ["tasks", task_id] and len(parts) > 2 and not {"", ".", ".."} & set(parts)
+    return beneath and len(prefix) <= PATH_LENGTH and prefix.isprintable()
 
 
 def folder(prefix: str) -> str:
@@ -47,7 +49,7 @@ class StoredCheckpoints:
             existing.append(row)
         row.run, row.prefix, row.rejected_reason = attempt.run, checkpoint.prefix, ""
         row.loss = checkpoint.loss if checkpoint.HasField("loss") else None
-        row.size, row.manifest_sha256 = checkpoint.size, checkpoint.manifest_sha256
+        row.size, row.manifest_sha256 = checkpoint.size, clean(checkpoint.manifest_sha256, WORD_LENGTH)
         row.create_time = microseconds(checkpoint.create_time) or self._now
         await self._session.flush()
         await self._announce.checkpoint(task, "saved", checkpoint_message(task.id, row))
@@ -85,12 +87,13 @@ class StoredCheckpoints:
 
     async def rejected(self, task: TaskRow, rejection: fact_pb2.CheckpointRejected) -> None:
         """Keeps a bad checkpoint from being offered again."""
+        reason = clean(rejection.reason, MESSAGE_LENGTH) or "verification failed"
         same = CheckpointRow.prefix.in_([rejection.prefix.rstrip("/"), folder(rejection.prefix)])
         row = await self._session.scalar(select(CheckpointRow).where(CheckpointRow.task_number == task.number, same))
         if row is None:
-            logger.warning("task %s: unknown checkpoint %r rejected: %s", task.id, rejection.prefix, rejection.reason)
-            message = task_pb2.Checkpoint(task_id=task.id, step=rejection.step, prefix=rejection.prefix)
+            logger.warning("task %s: unknown checkpoint %r was rejected", task.id, rejection.prefix[:PATH_LENGTH])
+            message = task_pb2.Checkpoint(task_id=task.id, step=rejection.step)
         else:
-            row.rejected_reason = rejection.reason or "verification failed"
+            row.rejected_reason = reason
             message = checkpoint_message(task.id, row)
-        await self._announce.checkpoint(task, "rejected", message, rejection.reason)
+        await self._announce.checkpoint(task, "rejected", message, reason)
