@@ -61,7 +61,7 @@ def example(workload: Workload, output: Path, **training: Any) -> dict[str, Any]
             "max_seq_length": 512,
         }
         | training,
-        "gpuConfig": {"cuda_visible_devices": ""},
+        "gpuConfig": {"cuda_visible_devices": "0,1"},
     }
 
 

@@ -108,6 +108,7 @@ def _trainer(request: Request, ports: Mapping[str, int], name: str, account: nat
         "output_root": str(data.outputs),
         "work_dir": str(data.work / name),
         "release_seconds": str(release),
+        "cpu_fallback": os.environ.get("TUNESMITH_CPU_FALLBACK", "true"),
     }
     program = _service(request, ports, name, "trainer_service", "trainer", NATS, TASK, **settings)
     return replace(program, stop_seconds=release + 10)

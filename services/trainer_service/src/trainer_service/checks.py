@@ -69,10 +69,13 @@ def require_available(spec: spec_pb2.TaskSpec) -> None:
 class SpecChecks:
     """Checks specifications against this machine. Blocks while it reads; call it in a thread."""
 
-    def __init__(self, roots: AllowedRoots, models: BaseModels, known_datasets: DatasetChecks) -> None:
+    def __init__(
+        self, roots: AllowedRoots, models: BaseModels, known_datasets: DatasetChecks, *, cpu_fallback: bool = False
+    ) -> None:
         self.roots = roots
         self.models = models
         self._datasets = known_datasets
+        self._cpu_fallback = cpu_fallback
 
     def check(self, spec: spec_pb2.TaskSpec, *, task_id: str = "") -> CheckedSpec:
         """Everything that is wrong, all at once. Raises Unimplemented for work that this version cannot do.
@@ -86,7 +89,7 @@ class SpecChecks:
         self._check_model(finetune, checked)
         self._check_dataset(finetune, checked)
         self._check_output(finetune, checked, task_id)
-        _check_devices(finetune.devices, checked)
+        _check_devices(finetune.devices, checked, cpu_fallback=self._cpu_fallback)
         return checked
 
     def dataset(self, source: spec_pb2.DatasetSource, *, path: str = "dataset") -> DatasetFiles:
@@ -184,13 +187,14 @@ def _unwritable(target: Path) -> str:
     return ""
 
 
-def _check_devices(devices: spec_pb2.DeviceRequest, checked: CheckedSpec) -> None:
+def _check_devices(devices: spec_pb2.DeviceRequest, checked: CheckedSpec, *, cpu_fallback: bool) -> None:
     if not devices.cuda_visible_devices:
         return
     name = "finetune.devices.cuda_visible_devices"
     wanted = devices.cuda_visible_devices.split(",")
     present = [device.id for device in gpus()]
-    if missing := [device for device in wanted if device not in present]:
+    missing = [device for device in wanted if device not in present]
+    if missing and (present or not cpu_fallback):
         there = f"this worker has {', '.join(present)}" if present else "this worker has no CUDA device; leave it empty"
         checked.refuse(name, f"there is no device {', '.join(missing)}: {there}")
     if len(set(wanted)) < len(wanted):

@@ -25,6 +25,9 @@ class TrainerSettings(ServiceSettings):
     pool: str = Field("default", pattern="^[a-z0-9-]{1,32}$", description="Pool of workers that this one is in.")
     slots: int = Field(1, ge=0, le=64, description="Tasks trained at the same time; 0 only answers questions.")
     lease_seconds: float = Field(30.0, gt=0, description="Silence after which the queue gives a task to another.")
+    cpu_fallback: bool = Field(
+        False, description="Train on the CPU, and say so in the log, when a task names GPUs and the machine has none."
+    )
     stop_grace_seconds: float = Field(
         60.0, ge=0, description="Time to save when a user stops a task; its label stop_grace_seconds wins."
     )

@@ -43,7 +43,7 @@ async def run(settings: TrainerSettings) -> None:
     )
     roots = AllowedRoots(settings.roots())
     models, known_datasets = BaseModels(roots), DatasetChecks()
-    checks = SpecChecks(roots, models, known_datasets)
+    checks = SpecChecks(roots, models, known_datasets, cpu_fallback=settings.cpu_fallback)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         stack.push_async_callback(bus.close)

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 KIND = "finetune"
 FETCH_SECONDS = 30.0
+# Far above what deaths and refusals of a sound task add up to: a message that ends every worker before its claim.
+MAX_DELIVERIES = 100
 CLAIM_SECONDS = 10.0
 RETRY_SECONDS = 2.0
 TROUBLE_SECONDS = 10.0
@@ -76,6 +78,7 @@ class Worker:
             f"{KIND}-{self._pool}",
             subjects.work_filter(KIND, self._pool),
             ack_wait=self._post.redelivery_seconds,
+            max_deliver=MAX_DELIVERIES,
         )
         stopping = asyncio.create_task(stop.wait())
         try:
