@@ -189,12 +189,19 @@ def show_curve(console: Console, client: Client, task: Task) -> None:
 def show_answers(console: Console, base: Path, tuned: Path, title: str, pairs: Sequence[Pair]) -> None:
     """Prints what both models answer beside the documentation's own words."""
     questions = [pair.question for pair in pairs]
-    table = Table("question", "base model", "tuned model", "documentation", title=title, show_lines=True)
+    styles = ("dim", "green", "")
+    console.print(_columns("base model", "tuned model", "documentation", styles=("underline",) * 3, title=title))
     for pair, before, after in zip(pairs, answer(base, questions), answer(tuned, questions), strict=True):
-        cells = (pair.question, shorten(before), after, pair.answer)
-        styles = ("bold", "dim", "green", "")
-        table.add_row(*(Text(harmless(cell), style=style) for cell, style in zip(cells, styles, strict=True)))
-    console.print(table)
+        console.print(Text(pair.question, style="bold"))
+        console.print(_columns(shorten(before) or "(nothing)", after or "(nothing)", pair.answer, styles=styles))
+
+
+def _columns(*cells: str, styles: Sequence[str], title: str | None = None) -> Table:
+    table = Table(box=None, show_header=False, expand=True, title=title, pad_edge=False)
+    for _ in cells:
+        table.add_column(ratio=1)
+    table.add_row(*(Text(harmless(cell), style=style) for cell, style in zip(cells, styles, strict=True)))
+    return table
 
 
 def shorten(text: str, most: int = 80) -> str:
