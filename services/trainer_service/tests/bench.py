@@ -103,6 +103,13 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
                     raise AssertionError(f"waited for {kind}, but: {seen[-1]}")
         raise TimeoutError(f"no fact {kind} came; only {[fact.WhichOneof('payload') for fact in seen]}")
 
+    async def trained_to(self, task_id: str, step: int) -> int:
+        """Waits until a step is measured; the process id of the child."""
+        received = self.received[task_id]
+        while max((point.step for batch in payloads(received, "metrics") for point in batch.points), default=0) < step:
+            await self.facts_until(task_id, "metrics")
+        return int(payloads(received, "child_started")[-1].pid)
+
     async def log(self, task_id: str, attempt: int = 1) -> list[str]:
         """The log of an attempt, once its last batch is there."""
         subject = subjects.log(task_id)

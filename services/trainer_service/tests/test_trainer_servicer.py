@@ -21,6 +21,7 @@ from servicekit.settings import ServiceSettings
 from services.trainer_service.tests.bench import JOBS, MakeSpec
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
+from trainer_service.devices import gpus
 from trainer_service.environment import Environment
 from trainer_service.fork_launcher import running_launcher
 from trainer_service.servicer import TrainerServicer
@@ -206,6 +207,16 @@ async def test_output_directories(
     problems = await check(stub, make_spec({}, output_dir=str(make_target(tmp_path / "data"))))
     assert words in problems.get("finetune.output_dir", "")
     assert bool(problems) == bool(words)
+
+
+@pytest.mark.parametrize("cpu_fallback", [False, True])
+def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallback: bool) -> None:
+    roots = AllowedRoots([tmp_path / "data"])
+    checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(), cpu_fallback=cpu_fallback)
+    spec = make_spec({}, devices=spec_pb2.DeviceRequest(cuda_visible_devices="60"))
+    problems = [problem.field for problem in checks.check(spec_pb2.TaskSpec(finetune=spec)).problems]
+    accepted = cpu_fallback and not gpus()
+    assert problems == ([] if accepted else ["finetune.devices.cuda_visible_devices"])
 
 
 async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spec: MakeSpec) -> None:

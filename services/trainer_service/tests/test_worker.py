@@ -103,7 +103,7 @@ async def test_checkpoints_are_stored_with_their_manifest_last(bench: Bench, des
 async def test_stop_saves_first(bench: Bench, desk: Desk, make_spec: MakeSpec) -> None:
     task_id = await desk.submit(make_spec({"steps": 9, "gates": {"3": "never"}}))
     async with bench.worker():
-        await desk.facts_until(task_id, "metrics")
+        await desk.trained_to(task_id, 3)
         await desk.steer(task_id, task_service_pb2.DIRECTIVE_STOP_AND_SAVE)
         received = await desk.facts_until(task_id, "stopped")
         await queue_is_empty(desk, task_id)
@@ -115,7 +115,7 @@ async def test_stop_saves_first(bench: Bench, desk: Desk, make_spec: MakeSpec) -
 async def test_discard_saves_nothing(bench: Bench, desk: Desk, make_spec: MakeSpec) -> None:
     task_id = await desk.submit(make_spec({"steps": 9, "gates": {"3": "never"}}))
     async with bench.worker():
-        await desk.facts_until(task_id, "metrics")
+        await desk.trained_to(task_id, 3)
         await desk.steer(task_id, task_service_pb2.DIRECTIVE_STOP_AND_DISCARD)
         received = await desk.facts_until(task_id, "stopped")
     assert not payloads(received, "checkpoint_saved")
@@ -130,7 +130,7 @@ async def test_a_child_that_does_not_stop_is_killed_after_its_grace(
     spec = make_spec({"steps": 9, "deaf": True, "gates": {"3": "never"}})
     task_id = await desk.submit(spec, {"stop_grace_seconds": "0.2"} if by_label else {})
     async with bench.worker():
-        await desk.facts_until(task_id, "metrics")
+        await desk.trained_to(task_id, 3)
         await desk.steer(task_id, task_service_pb2.DIRECTIVE_STOP_AND_SAVE)
         received = await desk.facts_until(task_id, "stopped")
     assert payloads(received, "stopped")[0].checkpoint_step == 0
@@ -143,7 +143,7 @@ async def test_completion_wins_over_a_stop_that_comes_too_late(bench: Bench, des
     task_id = await desk.submit(make_spec({"steps": 2}))
     async with bench.worker(troubled):
         await eventually(lambda: troubled.refused > 0)
-        await desk.facts_until(task_id, "metrics")
+        await desk.trained_to(task_id, 2)
         await desk.steer(task_id, task_service_pb2.DIRECTIVE_STOP_AND_SAVE)
         await eventually(lambda: task_service_pb2.DIRECTIVE_STOP_AND_SAVE in desk.records[task_id].answered)
         troubled.down = False
@@ -154,8 +154,7 @@ async def test_completion_wins_over_a_stop_that_comes_too_late(bench: Bench, des
 async def test_an_abandoned_attempt_falls_silent(bench: Bench, desk: Desk, make_spec: MakeSpec) -> None:
     task_id = await desk.submit(make_spec({"steps": 9, "save_steps": 1, "gates": {"3": "never"}}))
     async with bench.worker() as worker:
-        received = await desk.facts_until(task_id, "metrics")
-        (pid,) = [started.pid for started in payloads(received, "child_started")]
+        pid = await desk.trained_to(task_id, 3)
         await desk.steer(task_id, task_service_pb2.DIRECTIVE_ABANDON)
         await eventually(lambda: not Path(f"/proc/{pid}").exists())
         await eventually(lambda: not any(worker.scratch.iterdir()))

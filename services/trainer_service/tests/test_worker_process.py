@@ -56,14 +56,6 @@ def gone(pid: int) -> bool:
         return True
 
 
-async def trained_to(desk: Desk, task_id: str, step: int) -> int:
-    """Waits for a step; the process id of the child."""
-    received = desk.received[task_id]
-    while max((point.step for batch in payloads(received, "metrics") for point in batch.points), default=0) < step:
-        await desk.facts_until(task_id, "metrics")
-    return int(payloads(received, "child_started")[-1].pid)
-
-
 def use_saved(desk: Desk, task_id: str) -> None:
     """Lets the next attempt go on from what was saved."""
     saved = payloads(desk.received[task_id], "checkpoint_saved")
@@ -81,7 +73,7 @@ async def test_told_to_stop_it_saves_and_gives_the_task_back(
     service = await start_service()
     spec = slow(make_spec)
     task_id = await desk.submit(spec)
-    pid = await trained_to(desk, task_id, 3)
+    pid = await desk.trained_to(task_id, 3)
     service.send_signal(signal.SIGTERM)
     received = await desk.facts_until(task_id, "released")
     assert "shutting down" in payloads(received, "released")[0].reason
@@ -101,7 +93,7 @@ async def test_what_cannot_be_saved_in_time_is_given_back_all_the_same(
 ) -> None:
     service = await start_service(TUNESMITH_RELEASE_SECONDS="0.3")
     task_id = await desk.submit(make_spec({"steps": 9, "deaf": True, "gates": {"3": "never"}}))
-    pid = await trained_to(desk, task_id, 3)
+    pid = await desk.trained_to(task_id, 3)
     service.send_signal(signal.SIGTERM)
     received = await desk.facts_until(task_id, "released")
     assert not payloads(received, "checkpoint_saved")
@@ -137,7 +129,7 @@ async def test_paused_beyond_its_lease_it_asks_before_it_speaks(
     spec = slow(make_spec)
     task_id = await desk.submit(spec)
     await desk.facts_until(task_id, "checkpoint_saved")
-    await trained_to(desk, task_id, 3)
+    await desk.trained_to(task_id, 3)
     service.send_signal(signal.SIGSTOP)
     paused = time.monotonic()
     open_gate(spec, "go")
@@ -163,7 +155,7 @@ async def test_paused_for_a_moment_it_goes_on(desk: Desk, make_spec: MakeSpec, s
     service = await start_service()
     spec = slow(make_spec)
     task_id = await desk.submit(spec)
-    await trained_to(desk, task_id, 3)
+    await desk.trained_to(task_id, 3)
     service.send_signal(signal.SIGSTOP)
     paused = time.monotonic()
     await eventually(lambda: time.monotonic() - paused > desk.lease_seconds)
