@@ -266,6 +266,7 @@ async def running_service(directory: Path, database_url: str, nats_url: str, **s
     key = directory / "public.pem"
     key.write_bytes(public_key(PRIVATE_KEY))
     defaults = {
+        "port": 0,
         "public_key_file": key,
         "nats_url": nats_url,
         "database_url": database_url,

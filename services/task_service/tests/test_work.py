@@ -231,3 +231,27 @@ async def test_outputs_of_dependencies_come_with_the_claim(service: Service, ali
     await service.record_facts()
     claim = (await service.worker().claim(second.id)).claim
     assert dict(claim.dependency_outputs) == {first.id: f"tasks/{first.id}/attempts/1/output"}
+
+
+async def test_a_stop_ends_with_the_worker_that_was_to_hear_it(service: Service, alice: Client) -> None:
+    task = await alice.create()
+    await service.worker("w1").claim(task.id)
+    await alice.stop(task.id)
+    with pytest.raises(Aborted):
+        await service.worker("w2").claim(task.id)
+    await expire_lease(service, task.id)
+    with pytest.raises(FailedPrecondition):
+        await service.worker("w2").claim(task.id)
+    assert (await alice.get(task.id)).state == task_pb2.STATE_STOPPED
+    assert (await service.event_types(task.id))[-1] == "task.stopped"
+
+
+async def test_taking_over_for_the_last_time_fails_the_task(service: Service, alice: Client) -> None:
+    task = await alice.create()
+    for number in (1, 2, 3):
+        assert (await service.worker(f"w{number}").claim(task.id)).number == number
+        await expire_lease(service, task.id)
+    with pytest.raises(FailedPrecondition):
+        await service.worker("w4").claim(task.id)
+    seen = await alice.get(task.id)
+    assert (seen.state, seen.error.reason, seen.attempt) == (task_pb2.STATE_FAILED, "WORKER_LOST", 3)
