@@ -191,6 +191,14 @@ def test_a_template_that_never_ends_is_stopped(in_thread: bool) -> None:
     assert "did not end within" in str(caught[0])
 
 
+def test_a_machine_that_stands_still_does_not_make_a_template_slow() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {}, seconds=0.05)
+    waited = threading.Event()
+    with template.time_limit():
+        waited.wait(0.3)
+        assert template.render(ONE) == ONE[0]["content"]
+
+
 def test_ordinary_features_of_templates_work(folders: dict[str, Path]) -> None:
     source = (
         "{%- set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"

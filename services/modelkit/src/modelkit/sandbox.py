@@ -6,6 +6,7 @@ memory by doubling a text. Every operation that makes a longer text or list is c
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ UNBOUNDED_METHODS = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs"
 PADDING_FILTERS = ("center", "indent", "wordwrap")
 MAX_PADDING = 1000
 MAX_BASE, MAX_EXPONENT = 10**6, 64
+MIN_WAIT = 0.01
 
 Limit = Callable[[], int]
 
@@ -27,20 +29,36 @@ class TemplateTimeoutError(Exception):
 
 
 class TimeLimit:
-    """Stops the Python code of this thread after so many seconds by raising TemplateTimeoutError in it."""
+    """Stops the Python code of this thread by raising TemplateTimeoutError in it.
+
+    What counts is the thread's own processor time: a machine that is busy or suspended does not make a template slow.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self._thread = ctypes.c_ulong(threading.get_ident())
+        self._thread = threading.get_ident()
+        self._clock = time.pthread_getcpuclockid(self._thread)
+        self._end = time.clock_gettime(self._clock) + seconds
         self._lock = threading.Lock()
         self._over = self._fired = False
-        self._timer = threading.Timer(seconds, self._fire)
-        self._timer.daemon = True
+        self._timer = self._arm(seconds)
+
+    def _arm(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._fire)
+        timer.daemon = True
+        return timer
 
     def _fire(self) -> None:
         with self._lock:
-            if not self._over:
-                self._fired = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, ctypes.py_object(TemplateTimeoutError))
+            if self._over:
+                return
+            if (left := self._end - time.clock_gettime(self._clock)) > 0:
+                self._timer = self._arm(max(left, MIN_WAIT))
+                self._timer.start()
+                return
+            self._fired = True
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread), ctypes.py_object(TemplateTimeoutError)
+            )
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -50,8 +68,8 @@ class TimeLimit:
         with self._lock:
             self._over = True
             if self._fired and kind is not TemplateTimeoutError:  # it is still on its way
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._thread, None)
-        self._timer.cancel()
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
+            self._timer.cancel()
 
 
 def bounded_environment(limit: Limit) -> ImmutableSandboxedEnvironment:

@@ -72,7 +72,7 @@ class ChatTemplate:
 
     @contextmanager
     def time_limit(self) -> Iterator[None]:
-        """What is rendered within must be done in a few seconds; one limit serves a whole batch."""
+        """What is rendered within must take a few seconds of processor time; one limit serves a whole batch."""
         try:
             with TimeLimit(self._seconds):
                 yield

@@ -80,6 +80,7 @@ def test_lora_leaves_checkpoints_and_an_adapter_that_peft_loads(jobs: JobFactory
     answer = model.generate(**prompt, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > prompt["input_ids"].shape[1]
     assert same_weights(saved[-1], job.output_dir)
+    assert {path.stat().st_mode & 0o777 for path in [*saved[-1].iterdir(), *job.output_dir.iterdir()]} == {0o644}
 
 
 def test_full_leaves_checkpoints_and_a_model_that_transformers_loads(jobs: JobFactory) -> None:
@@ -314,7 +315,7 @@ def test_max_samples_takes_the_first_rows(jobs: JobFactory) -> None:
 
 def test_an_adapter_that_does_not_fit_is_refused_with_what_there_is(jobs: JobFactory) -> None:
     with pytest.raises(InvalidJob, match=r"no 'query'; it has .*q_proj") as caught:
-        run(jobs(language_model={"lora": {"target_modules": ["query", "k_proj"], "r": 32}}))
+        run(jobs(language_model={"lora": {"target_modules": ["query", "k_proj"], "r": 33}}))
     assert len(caught.value.problems) == 2
 
 

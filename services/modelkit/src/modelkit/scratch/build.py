@@ -84,6 +84,8 @@ def build(
         tokenizer = _train_tokenizer(FAMILIES[family], vocab_size, corpus)
         parameters = _write_model(FAMILIES[family], tokenizer, shape, staging, seed)
         staging.chmod(0o755)
+        for file in staging.iterdir():
+            file.chmod(0o644)
         staging.rename(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

@@ -59,13 +59,12 @@ def load_adapter(model: Any, directory: Path) -> None:
     set_peft_model_state_dict(model, weights)
 
 
-def _misfits(model: nn.Module, lora: Lora) -> Iterator[str]:
-    named = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
-    available = sorted({name.rsplit(".", 1)[-1] for name in named})
-    targets = lora.target_modules or tuple(available)
-    for target in targets:
-        matched = [module for name, module in named.items() if name == target or name.endswith(f".{target}")]
-        if not matched:
-            yield f"lora.target_modules: the model has no {target!r}; it has {', '.join(available)}"
-        elif lora.target_modules and (narrow := min(min(module.weight.shape) for module in matched)) < lora.r:
-            yield f"lora.r: {lora.r} is more than the width of {target} ({narrow})"
+def _misfits(model: Any, lora: Lora) -> Iterator[str]:
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            available = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
+            yield f"lora.target_modules: the model has no {target!r}; it has {available}"
+    width = getattr(model.config, "hidden_size", None)
+    if isinstance(width, int) and lora.r > width:
+        yield f"lora.r: {lora.r} is more than the width of the model ({width})"

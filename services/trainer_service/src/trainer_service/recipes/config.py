@@ -19,7 +19,11 @@ MODALITIES = ("language_model", "image_classifier", "object_detector", "text_to_
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Optimisation, saving, evaluation and logging. Steps are optimiser steps."""
+    """Optimisation, saving, evaluation and logging. Steps are optimiser steps.
+
+    save_total_limit counts stored checkpoints, which is the worker's business; dataloader_num_workers changes nothing
+    here, because a thread always prepares the next steps.
+    """
 
     num_train_epochs: float = 3.0
     max_steps: int = -1

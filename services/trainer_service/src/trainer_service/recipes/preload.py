@@ -26,6 +26,14 @@ def preload() -> None:
     environment.apply()
     for name in MODULES:
         import_module(name)
+    warm_up()
+
+
+def warm_up() -> None:
+    """Fills tables that the libraries build when they are first asked: plain Python, 0.1 s of each job's start."""
+    import_module("modelkit.architectures").causal_language_models()
+    conversions = import_module("transformers.conversion_mapping")
+    conversions.get_checkpoint_conversion_mapping("llama")
 
 
 preload()

@@ -5,9 +5,7 @@ from importlib import import_module
 
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import NotImplementedYet
-from trainer_service.recipes.support import problems_of
-
-RECIPES = {"language_model": "trainer_service.recipes.language_model"}
+from trainer_service.recipes.support import RECIPES, problems_of
 
 Train = Callable[..., None]
 

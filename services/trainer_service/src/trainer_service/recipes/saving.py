@@ -17,6 +17,7 @@ from trainer_service.recipes.errors import CheckpointUnusable
 
 STATE = "trainer_state.json"
 ONE_FILE = "1TB"
+READABLE = 0o644
 
 
 def save_weights(model: Any, directory: Path) -> None:
@@ -88,6 +89,8 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(staging)
         for parent, _, names in os.walk(staging):
+            for name in names:
+                Path(parent, name).chmod(READABLE)  # safetensors are written for their owner alone
             for name in [*names, "."]:
                 sync(Path(parent, name))
         staging.rename(target)

@@ -22,7 +22,8 @@ SCHEDULERS = (
     "cosine_with_min_lr",
     "warmup_stable_decay",
 )
-RECIPES = ("language_model",)
+# The module with the recipe of each modality that has one.
+RECIPES = {"language_model": "trainer_service.recipes.language_model"}
 
 
 def unsupported(spec: spec_pb2.FinetuneSpec) -> list[Problem]:
