@@ -52,3 +52,14 @@ def test_a_missing_path_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(PathNotAllowed) as caught:
         AllowedRoots([tmp_path]).resolve(str(tmp_path / "gone"), field="f")
     assert caught.value.reason == "PATH_NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", ["objects", "objects/tasks/model", "link"])
+def test_what_is_private_lies_outside_although_a_root_contains_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / "objects" / "tasks" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "objects")
+    (tmp_path / "models").mkdir()
+    roots = AllowedRoots([tmp_path], private=[tmp_path / "objects"])
+    with pytest.raises(PathNotAllowed, match="outside the allowed directories"):
+        roots.resolve(str(tmp_path / name), field="base_model")
+    assert roots.resolve(str(tmp_path / "models"), field="base_model") == tmp_path / "models"

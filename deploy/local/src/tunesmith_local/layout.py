@@ -24,6 +24,12 @@ class DataDirectory:
         self.processes = self.run / "processes.json"
         self.url = self.run / "url"
 
+    @property
+    def private(self) -> tuple[Path, ...]:
+        """What belongs to the platform alone: no user names it as a model, as data or as an output."""
+        files = (self.admin_token, self.database)
+        return (self.keys, self.run, self.logs, self.nats, self.objects, self.work, *files)
+
     def create(self) -> None:
         """Makes what is missing; only the user may look inside. Raises OSError."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -105,6 +105,7 @@ def _trainer(request: Request, ports: Mapping[str, int], name: str, account: nat
         **_nats_settings(ports, account),
         "task_service_target": f"{LOOPBACK}:{ports[TASK]}",
         "allowed_roots": os.pathsep.join(str(root) for root in (data.root, *request.allowed_roots)),
+        "private_paths": os.pathsep.join(map(str, data.private)),
         "output_root": str(data.outputs),
         "work_dir": str(data.work / name),
         "release_seconds": str(release),

@@ -21,7 +21,8 @@ _IGNORED = (
     *("startedAt", "finishedAt", "pid", "metrics"),
 )
 
-SURFACE_LABELS = {"surface": "finetuning"}
+# A stop on this surface is documented to leave ten seconds for saving.
+SURFACE_LABELS = {"surface": "finetuning", "stop_grace_seconds": "10"}
 LABEL_PREFIX = "finetuning."
 LONGEST_LABEL = 4096
 STAND_IN = "-"

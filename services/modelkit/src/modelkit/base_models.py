@@ -50,7 +50,7 @@ class BaseModels:
     def __init__(self, roots: AllowedRoots, *, hub_cache: str | os.PathLike[str] | None = None) -> None:
         self._roots = roots
         self._hub_cache = Path(hub_cache) if hub_cache is not None else default_hub_cache()
-        self._is_allowed = AllowedRoots([*roots.roots, self._hub_cache]).contains
+        self._is_allowed = AllowedRoots([*roots.roots, self._hub_cache], private=roots.private).contains
 
     def resolve(self, name: str, *, field: str = "base_model") -> ResolvedModel:
         """The model that a directory, catalogue id or hub id names.

@@ -10,19 +10,23 @@ from modelkit.errors import PathNotAllowed, Problem
 class AllowedRoots:
     """The directories beneath which models, datasets and outputs may lie.
 
-    Symbolic links are followed before a path is judged, so a link cannot lead out of the roots.
+    Symbolic links are followed before a path is judged, so a link cannot lead out of the roots. What lies in a
+    private path is outside, although a root contains it.
     """
 
-    def __init__(self, roots: Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(
+        self, roots: Iterable[str | os.PathLike[str]], *, private: Iterable[str | os.PathLike[str]] = ()
+    ) -> None:
         self.roots = tuple(dict.fromkeys(Path(os.path.realpath(root)) for root in roots))
+        self.private = tuple(dict.fromkeys(Path(os.path.realpath(path)) for path in private))
 
     def __str__(self) -> str:
         return ", ".join(str(root) for root in self.roots) or "none"
 
     def contains(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a path, its links followed, lies in one of the roots."""
+        """Whether a path, its links followed, lies in one of the roots and in nothing private."""
         real = Path(os.path.realpath(path))
-        return any(real == root or root in real.parents for root in self.roots)
+        return any(map(real.is_relative_to, self.roots)) and not any(map(real.is_relative_to, self.private))
 
     def resolve(self, path: str, *, field: str, must_exist: bool = True) -> Path:
         """The real path of a user's path. A relative one is looked up beneath each root in turn.

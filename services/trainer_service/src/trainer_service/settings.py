@@ -18,6 +18,9 @@ class TrainerSettings(ServiceSettings):
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Directories with models, datasets and outputs, joined by colons."
     )
+    private_paths: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="What users may not name although an allowed root contains it, joined by colons."
+    )
     output_root: Path = Field(
         Path("/var/lib/tunesmith/outputs"), description="Finished models of tasks that name no directory."
     )
@@ -34,12 +37,12 @@ class TrainerSettings(ServiceSettings):
     release_seconds: float = Field(30.0, ge=0, description="Time to save and give tasks back when the service stops.")
     stall_seconds: float = Field(1800.0, gt=0, description="Silence of a training process after which it is killed.")
 
-    @field_validator("allowed_roots", mode="before")
+    @field_validator("allowed_roots", "private_paths", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
-    @field_validator("allowed_roots", "output_root", "work_dir")
+    @field_validator("allowed_roots", "private_paths", "output_root", "work_dir")
     @classmethod
     def _absolute(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
         for path in value if isinstance(value, tuple) else (value,):

@@ -41,7 +41,7 @@ async def run(settings: TrainerSettings) -> None:
     bus = await EventBus.connect(
         settings.nats_url, name=worker_id, user=settings.nats_user, password=settings.nats_password_value()
     )
-    roots = AllowedRoots(settings.roots())
+    roots = AllowedRoots(settings.roots(), private=settings.private_paths)
     models, known_datasets = BaseModels(roots), DatasetChecks()
     checks = SpecChecks(roots, models, known_datasets, cpu_fallback=settings.cpu_fallback)
     async with contextlib.AsyncExitStack() as stack:
