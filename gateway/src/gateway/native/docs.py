@@ -26,9 +26,13 @@ _PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
+# A link may carry a token after the "#", which no server sees: it is used and taken out of the address bar.
 _START = """window.addEventListener("load", () => {
-  SwaggerUIBundle({
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) history.replaceState(null, "", location.pathname);
+  const ui = SwaggerUIBundle({
     url: "/docs/openapi.json", dom_id: "#swagger-ui", deepLinking: true, tryItOutEnabled: true, validatorUrl: null,
+    onComplete: () => { if (token) ui.preauthorizeApiKey("bearer", token); },
   });
 });
 """
