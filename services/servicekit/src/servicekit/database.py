@@ -37,7 +37,7 @@ def _sqlite(url: Any, pool_size: int) -> AsyncEngine:
     def set_pragmas(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         cursor: sqlite3.Cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-4000"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

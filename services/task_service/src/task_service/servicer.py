@@ -5,6 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from servicekit.grpc_server import validates_itself
 from servicekit.identity import current_principal
 from task_service.commands.create import CreateTask
 from task_service.commands.query import Queries
@@ -31,6 +32,7 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
     logs: LogReader
     metrics: MetricReader
 
+    @validates_itself
     async def CreateTask(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
         return pb.CreateTaskResponse(task=await self.create(current_principal(), request))
 

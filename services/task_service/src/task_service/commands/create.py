@@ -8,11 +8,13 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from servicekit.errors import AlreadyExists, InvalidArgument, Problem
+from servicekit.errors import AlreadyExists, InvalidArgument, Problem, Unimplemented
+from servicekit.grpc_server import violations
 from servicekit.identity import Principal
 from task_service.availability import require_available
 from task_service.commands.core import Core
 from task_service.commands.recorder import Recorder
+from task_service.commands.repair import without_violations
 from task_service.convert import task_message
 from task_service.database import lifecycles
 from task_service.database.access import current_time
@@ -48,13 +50,16 @@ class CreateTask:
 
         Raises Unimplemented, InvalidArgument with every problem, or AlreadyExists for a used request id.
         """
+        if broken := violations(request):
+            raise InvalidArgument(problems=broken + await self._other_problems(principal, request, broken))
         require_available(request.spec)
         fingerprint = request_fingerprint(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
             existing = await _made_before(session, principal, request, fingerprint)
         if existing is not None:
             return existing
-        await self._require_sound(principal, request)
+        if problems := await self._problems(principal, request, request.spec):
+            raise InvalidArgument(problems=problems)
         spec = spec_pb2.TaskSpec()
         spec.CopyFrom(request.spec)
         sources = fill(spec, request.default_fields)
@@ -62,14 +67,28 @@ class CreateTask:
             return _preview(principal, request, spec, sources)
         return await self._create(principal, request, spec, sources, fingerprint)
 
-    async def _require_sound(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> None:
+    async def _problems(
+        self, principal: Principal, request: task_service_pb2.CreateTaskRequest, spec: spec_pb2.TaskSpec
+    ) -> list[Problem]:
         problems = text_problems(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
             problems += await _dependency_problems(session, principal, request)
         if self.checker is not None:
-            problems += await self.checker.problems(request.spec)
-        if problems:
-            raise InvalidArgument(problems=problems)
+            problems += await self.checker.problems(spec)
+        return problems
+
+    async def _other_problems(
+        self, principal: Principal, request: task_service_pb2.CreateTaskRequest, broken: list[Problem]
+    ) -> list[Problem]:
+        """What is wrong beside the fields that break a rule."""
+        spec = without_violations(request, broken)
+        if spec is None:
+            return []
+        try:
+            require_available(spec)
+            return await self._problems(principal, request, spec)
+        except Unimplemented as error:
+            return [Problem("spec", error.message)]
 
     async def _create(
         self,

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 DURABLE = "task-service"
 BATCH = 256
-BATCH_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
 # How long facts wait that a killed service had fetched; when a batch takes longer, its repetition changes nothing.
 ACK_WAIT_SECONDS = 5.0
 MAX_ACK_PENDING = 4 * BATCH
