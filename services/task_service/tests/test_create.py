@@ -142,6 +142,19 @@ async def test_ranges_are_checked_by_the_contract(alice: Client) -> None:
     assert fields == {"spec.finetune.training.learning_rate", "spec.finetune.training.num_train_epochs"}
 
 
+async def test_breaches_of_the_contract_hide_no_other_problem(service: Service, alice: Client) -> None:
+    service.checker.found = [Problem("finetune.base_model", "is a GGUF file")]
+    with pytest.raises(InvalidArgument) as caught:
+        await alice.create("bad\0name", spec=language_model_spec(learning_rate=5.0))
+    fields = {problem.field for problem in caught.value.problems}
+    assert fields == {"spec.finetune.training.learning_rate", "name", "finetune.base_model"}
+    qlora = language_model_spec(learning_rate=5.0)
+    qlora.finetune.language_model.method = spec_pb2.METHOD_QLORA
+    with pytest.raises(InvalidArgument) as caught:
+        await alice.create(spec=qlora)
+    assert [problem.field for problem in caught.value.problems] == ["spec.finetune.training.learning_rate", "spec"]
+
+
 async def test_validate_only_creates_nothing(service: Service, alice: Client) -> None:
     task = await alice.create(validate_only=True, request_id="r1")
     assert task.id == ""

@@ -4,7 +4,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 import protovalidate
@@ -37,6 +37,8 @@ ANONYMOUS = Principal("local", Role.ADMIN)
 if TYPE_CHECKING:
     Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 # A servicer with the function that adds it to a server and its full name, for health and reflection.
 Servicer = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
 
@@ -53,13 +55,24 @@ def field_path(violation: protovalidate.Violation) -> str:
     return ".".join(parts)
 
 
-def validate(request: Message) -> None:
-    """Checks a request against the rules of its proto. Raises InvalidArgument with every problem."""
-    violations = protovalidate.collect_violations(request)
-    if violations:
-        raise InvalidArgument(
-            problems=[Problem(field_path(violation), violation.proto.message) for violation in violations]
-        )
+def violations(request: Message) -> list[Problem]:
+    """Every breach of the rules that a request's proto states."""
+    return [
+        Problem(field_path(violation), violation.proto.message)
+        for violation in protovalidate.collect_violations(request)
+    ]
+
+
+def validates_itself(method: Method) -> Method:
+    """Marks a servicer's method that reports violations() itself, together with what else is wrong."""
+    method.validates_itself = True  # type: ignore[attr-defined]
+    return method
+
+
+def validate(behavior: Callable[..., Any], request: Message) -> None:
+    """Checks a request before its method runs. Raises InvalidArgument with every problem."""
+    if not getattr(behavior, "validates_itself", False) and (problems := violations(request)):
+        raise InvalidArgument(problems=problems)
 
 
 class ServiceInterceptor(grpc.aio.ServerInterceptor):
@@ -103,7 +116,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
             try:
                 self._authenticate(context)
-                validate(request)
+                validate(behavior, request)
                 return await behavior(request, context)
             except grpc.aio.AbortError:
                 raise
@@ -116,7 +129,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
             try:
                 self._authenticate(context)
-                validate(request)
+                validate(behavior, request)
                 async for response in behavior(request, context):
                     yield response
             except grpc.aio.AbortError:
