@@ -1,4 +1,4 @@
-"""What both databases do alike: transactions, concurrent writers, outbox and inbox."""
+"""What both databases do alike: transactions, concurrent writers, the outbox."""
 
 import asyncio
 import json
@@ -16,14 +16,12 @@ from servicekit import subjects
 from servicekit.bus import EventBus
 from servicekit.database import create_engine, read_session_factory, session_factory
 from servicekit.errors import Unavailable
-from servicekit.inbox import Inbox, inbox_table
 from servicekit.outbox import Outbox, Relay, outbox_table
 from tests.support.nats import NatsServer
 from tests.support.waiting import eventually
 
 metadata = MetaData()
 OUTBOX = outbox_table(metadata)
-INBOX = inbox_table(metadata)
 JOBS = Table("jobs", metadata, Column("id", Integer, primary_key=True), Column("owner", String(20)))
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -239,48 +237,3 @@ async def test_headers_survive(sessions: Sessions) -> None:
         row = (await session.execute(select(OUTBOX))).one()
     assert (row.message_id, bytes(row.payload)) == ("id", b"\x00\xff")
     assert json.loads(row.headers) == {"name": "Grüße 模型"}
-
-
-async def test_the_inbox_tells_the_new_from_the_old(sessions: Sessions) -> None:
-    inbox = Inbox(INBOX)
-    async with sessions.begin() as session:
-        assert await inbox.new(session, []) == set()
-        assert await inbox.new(session, ["a", "b", "a"]) == {"a", "b"}
-        assert await inbox.new(session, ["b", "c"]) == {"c"}
-    async with sessions.begin() as session:
-        assert await inbox.new(session, ["a", "b", "c", "d"]) == {"d"}
-    many = [f"m{number}" for number in range(2000)]
-    async with sessions.begin() as session:
-        assert await inbox.new(session, many) == set(many)
-
-
-async def test_what_was_rolled_back_is_new_again(sessions: Sessions) -> None:
-    inbox = Inbox(INBOX)
-    with suppress(RuntimeError):
-        async with sessions.begin() as session:
-            assert await inbox.new(session, ["a"]) == {"a"}
-            raise RuntimeError
-    async with sessions.begin() as session:
-        assert await inbox.new(session, ["a"]) == {"a"}
-
-
-async def test_one_of_many_handlers_finds_a_message_new(sessions: Sessions) -> None:
-    inbox = Inbox(INBOX)
-    ids = [f"m{number:03}" for number in range(500)]
-
-    async def handle(order: int) -> set[str]:
-        async with sessions.begin() as session:
-            return await inbox.new(session, ids[::order])
-
-    results = await asyncio.gather(*(handle(order) for order in (1, -1) * 3))
-    assert sorted(item for result in results for item in result) == ids
-
-
-async def test_old_ids_are_forgotten(sessions: Sessions) -> None:
-    inbox = Inbox(INBOX)
-    async with sessions.begin() as session:
-        await inbox.new(session, ["old", "new"])
-        old = datetime.now(UTC) - timedelta(hours=2)
-        await session.execute(update(INBOX).where(INBOX.c.message_id == "old").values(create_time=old))
-        await inbox.forget(session, timedelta(hours=1))
-        assert await inbox.new(session, ["old", "new"]) == {"old"}
