@@ -82,7 +82,7 @@ async def test_it_is_light_and_ends_on_term(running: Running) -> None:
         await alice.create()
     assert running.memory < IDLE_MEMORY_LIMIT
     running.process.send(signal.SIGTERM)
-    await eventually(lambda: not running.process.running)
+    await eventually(lambda: not running.process.running, 40)
     assert "Traceback" not in running.log.read_text()
 
 

@@ -3,7 +3,7 @@
 import json
 import secrets
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ from servicekit.settings import ServiceSettings
 from services.trainer_service.tests.bench import JOBS, NAME, Bench, Desk, MakeSpec
 from tests.support.nats import NatsServer
 from tunesmith.task.v1 import spec_pb2, task_service_pb2_grpc
+
+
+@pytest.fixture(scope="session")
+def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A nats-server for these tests alone: they read the facts that elsewhere the task service consumes."""
+    with NatsServer(tmp_path_factory.mktemp("trainer-nats")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ print(json.dumps(curves))
 """
 
 
+@pytest.mark.timeout(180)  # the reference imports all of TRL in a process of its own
 def test_the_curves_are_those_of_trl(jobs: JobFactory, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(jobs.model_dir), str(jobs.train_file), str(tmp_path)]
     theirs = subprocess.run(command, capture_output=True, text=True, check=False)
