@@ -32,18 +32,18 @@ MODEL: dict[str, Any] = {"family": "qwen2", "hidden_size": 128, "layers": 2, "vo
 TRAINING: dict[str, Any] = {
     "method": "full",
     "per_device_train_batch_size": 32,
-    "learning_rate": 5e-3,
+    "learning_rate": 3e-3,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 30,
+    "warmup_steps": 40,
     "max_seq_length": 128,
     "logging_steps": 10,
     "save_steps": 250,
     "save_total_limit": 2,
 }
 EPOCHS = 8
-LEAST_STEPS = 100
+LEAST_STEPS = 150
 ROW_TOKENS = 48
-OVERHEAD = 1.25  # reading rows, clipping gradients, logging
+OVERHEAD = 1.3  # reading rows, clipping gradients, logging
 SHOWN = 4
 CURVE_POINTS = 10
 BAR = 40
@@ -77,7 +77,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--data-dir", type=Path, default=Path("data/demo"), help="kept afterwards (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=0, help="port of the gateway (default: a free one)")
-    parser.add_argument("--seconds", type=float, default=120, help="time for training, about (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=130, help="time for training, about (default: %(default)s)")
     return parser.parse_args(words)
 
 
