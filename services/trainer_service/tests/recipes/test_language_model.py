@@ -296,6 +296,9 @@ def test_a_template_that_refuses_some_conversations_is_found_before_training(job
     data.write_text('{"instruction": "a", "output": "b"}\n{"system": "s", "instruction": "a", "output": "b"}\n')
     with pytest.raises(InvalidDataset, match=r"begin with a system message, first row 2: .*System role not supported"):
         run(jobs(model_dir=str(model), train_file=str(data)))
+    with pytest.raises(InvalidDataset, match="begin with a system message"):
+        run(jobs(model_dir=str(model), validation_file=str(data)))
+    run(jobs(model_dir=str(model), train_file=str(data), language_model={"max_samples": 1}))
 
 
 def test_a_model_without_template_gets_one_and_keeps_it(jobs: JobFactory, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ step n always takes the same rows, resuming needs no state, and any number of pr
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -180,7 +181,8 @@ def require_trainable(rows: EncodedRows, order: NDArray[np.int64], max_length: i
 def require_template_fits(encoder: ChatEncoder, rows: JsonlDataset, report: FileReport) -> None:
     """Renders one row of each shape that the data has. Raises InvalidDataset naming those the chat template refuses."""
     problems = []
-    for (turns, first), index in sorted(report.shapes.items())[:MAX_SHAPES]:
+    shapes = sorted((shape, index) for shape, index in report.shapes.items() if index < len(rows))
+    for (turns, first), index in shapes[:MAX_SHAPES]:
         try:
             with encoder.template.time_limit():
                 encoder.spans(rows[index])
@@ -191,7 +193,18 @@ def require_template_fits(encoder: ChatEncoder, rows: JsonlDataset, report: File
         raise InvalidDataset(problems, reason="INVALID_CHAT_TEMPLATE")
 
 
-def held_out_batches(rows: EncodedRows, order: NDArray[np.int64], *, size: int, pad_id: int) -> list[Batch]:
-    """Rows to evaluate on, in batches of like lengths."""
-    encoded = sorted((row for row in rows.get(order) if not row.masked), key=lambda row: len(row.input_ids))
-    return [collate(encoded[start:][:size], pad_id) for start in range(0, len(encoded), size)]
+class HeldOut:
+    """Rows to evaluate on, tokenised at the first evaluation, in batches of like lengths."""
+
+    def __init__(self, rows: EncodedRows, order: NDArray[np.int64], *, size: int, pad_id: int) -> None:
+        self._rows = rows
+        self._order = order
+        self._size = size
+        self._pad_id = pad_id
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """All of them. Raises InvalidTemplate, OSError, ValueError."""
+        encoded = [row for row in self._rows.get(self._order) if not row.masked]
+        encoded.sort(key=lambda row: len(row.input_ids))
+        return [collate(encoded[start:][: self._size], self._pad_id) for start in range(0, len(encoded), self._size)]

@@ -58,9 +58,9 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
             loss += part.detach()
         norm, rate = optimisation.step()
         books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
-        if data.held_out and books.should_evaluate():
+        if data.evaluates and books.should_evaluate():
             events.phase("evaluating")
-            validation_loss = mean_loss(model, data.held_out, formats, world)
+            validation_loss = mean_loss(model, data.held_out.batches, formats, world)
             optimisation.evaluated(validation_loss)
             books.evaluated(validation_loss)
         if books.should_save() or overdue:

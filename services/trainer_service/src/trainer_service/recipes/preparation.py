@@ -12,10 +12,9 @@ from trainer_service.recipes import precision, randomness
 from trainer_service.recipes.adapters import add_adapter
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import (
-    Batch,
     Batches,
     EncodedRows,
-    held_out_batches,
+    HeldOut,
     require_template_fits,
     require_trainable,
     require_valid,
@@ -29,11 +28,12 @@ from trainer_service.recipes.world import World
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What is trained on, and this process's share of what is held out."""
+    """What is trained on, and this process's share of what is held out, which may be nothing where others have some."""
 
     rows: EncodedRows
     batches: Batches
-    held_out: list[Batch]
+    evaluates: bool
+    held_out: HeldOut
     tokenizer: Any
 
 
@@ -89,15 +89,16 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     )
     validation = EncodedRows(conversations, encoder)
     if report.validation:
-        validation = EncodedRows(datasets.JsonlDataset(report.validation), encoder)
-        held_out = split(len(validation), 0.0, training.seed)[0]
-    evaluated: list[Batch] = []
-    if training.eval_strategy != "NO":
-        share = held_out[world.rank :: world.size]
-        evaluated = held_out_batches(validation, share, size=training.eval_batch_size, pad_id=pad_id)
-        if not len(held_out):
-            events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
-    return Data(rows, batches, evaluated, tokenizer)
+        others = datasets.JsonlDataset(report.validation)
+        require_template_fits(encoder, others, report.validation)
+        validation, held_out = EncodedRows(others, encoder), split(len(others), 0.0, training.seed)[0]
+    evaluates = training.eval_strategy != "NO" and len(held_out) > 0
+    if training.eval_strategy != "NO" and not evaluates:
+        events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
+    share = held_out[world.rank :: world.size]
+    return Data(
+        rows, batches, evaluates, HeldOut(validation, share, size=training.eval_batch_size, pad_id=pad_id), tokenizer
+    )
 
 
 def prepare_model(job: Job, formats: Precision, world: World) -> Any:
