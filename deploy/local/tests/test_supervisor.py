@@ -184,6 +184,16 @@ async def test_program_that_is_missing(group: Group) -> None:
             pytest.fail("it must not come to serve")
 
 
+async def test_disk_that_takes_no_more_files_is_waited_for(group: Group) -> None:
+    async with group.running(group.program("bus")):
+        bus, moved = group.member("bus"), group.folder.with_name("elsewhere")
+        group.folder.rename(moved)
+        os.kill(bus.pid, signal.SIGKILL)
+        await eventually(lambda: any("could not be started (" in line for line in group.said))
+        moved.rename(group.folder)
+        await eventually(lambda: bus.state == "running")
+
+
 async def test_stubborn_program_is_killed_after_its_deadline(group: Group) -> None:
     async with group.running(group.program("bus", "stubborn", stop_seconds=0.2)):
         pid = group.member("bus").pid

@@ -81,7 +81,9 @@ class Member:
         try:
             process = self.process = await Process.start(self.program, self.log)
         except OSError as error:
-            raise CannotStart(f"{self.program.name}: {error}") from None
+            if not self.served.is_set():
+                raise CannotStart(f"{self.program.name}: {error}") from None
+            return f"could not be started ({error})", False
         self._set("starting")
         serving_since = await self._served_by(process)
         end = await process.ended()

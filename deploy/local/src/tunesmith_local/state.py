@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ LEFTOVER_SECONDS = 10.0
 
 
 def recorder(path: Path, url: str) -> Callable[[Sequence[Member]], None]:
-    """Writes what the members are doing to a file at each call."""
+    """Writes what the members are doing to a file at each call; a full disk costs the file, not the platform."""
 
     def record(members: Sequence[Member]) -> None:
         processes = [
@@ -31,7 +32,8 @@ def recorder(path: Path, url: str) -> Callable[[Sequence[Member]], None]:
             for member in members
         ]
         document = {"pid": os.getpid(), "url": url, "processes": processes}
-        write_whole(path, json.dumps(document, indent=2) + "\n")
+        with suppress(OSError):
+            write_whole(path, json.dumps(document, indent=2) + "\n")
 
     return record
 

@@ -44,6 +44,7 @@ def run(*, host: str, port: int, data_dir: Path, workers: int, allowed_roots: Se
 
 
 async def _run(data: DataDirectory, host: str, port: int, workers: int, roots: tuple[Path, ...]) -> int:
+    data.url.unlink(missing_ok=True)
     if leftovers := end_leftovers(data.processes):
         say(f"ended what a killed `tunesmith up` left behind: {', '.join(leftovers)}")
     request = Request(data, host, ports.claim(host, port), workers, roots)
