@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -41,8 +41,7 @@ class Process:
         rotate(log)
         with log.open("ab") as output:
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid())),
-                *program.command,
+                *dying_with_us(program.command),
                 env={**os.environ, **program.environment},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -86,6 +85,11 @@ class Process:
             self._child.send_signal(number)
         except ProcessLookupError:
             return
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The command, wrapped so that the kernel kills it when the thread that starts it ends."""
+    return [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), *command]
 
 
 def describe_end(code: int) -> str:

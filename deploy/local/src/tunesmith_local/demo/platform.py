@@ -12,6 +12,7 @@ from typing import Self
 from tunesmith_local.errors import CannotStart
 from tunesmith_local.files import last_lines
 from tunesmith_local.layout import DataDirectory
+from tunesmith_local.process import dying_with_us
 
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.1
@@ -29,10 +30,11 @@ class Platform:
     def __enter__(self) -> Self:
         self.data.create()
         self.data.url.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "tunesmith.cli", "up", "--port", str(self._port)]
+        command = [sys.executable, "-m", "tunesmith.cli", "up"]
+        command += ["--port", str(self._port), "--data-dir", str(self.data.root)]
         with self.log.open("wb") as output:
             self._child = subprocess.Popen(
-                [*command, "--data-dir", str(self.data.root)],
+                dying_with_us(command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
