@@ -29,7 +29,7 @@ gen: setup ## Generate protos/gen from the contracts
 	$(BIN)/python protos/generate.py
 
 bench: setup ## Measure; prints one table for each figure
-	@for name in first_step overhead http streams memory; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in first_step overhead http_api streams memory; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lock: ## Resolve the members' dependencies into requirements.lock, for example: make lock ARGS=--upgrade
 	scripts/lock.sh $(ARGS)

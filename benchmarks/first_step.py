@@ -35,12 +35,11 @@ def submit_to_first_step(client: Client, workload: TrainingWorkload) -> float:
 
 def fresh_process_to_first_step(workload: TrainingWorkload, directory: Path) -> float:
     """Seconds from the start of a Python process until it says that its first step is done."""
-    script = Path(__file__).with_name("peers_trl.py")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     output = tempfile.mkdtemp(dir=directory)
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, str(script), str(workload.model), str(workload.dataset), output],
+        [sys.executable, "-m", "benchmarks.peers_trl", str(workload.model), str(workload.dataset), output],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -151,7 +151,7 @@ class Workload:
 
     model: Path
     dataset: Path
-    steps: int = 40
+    steps: int = 60
     save_steps: int = 5
 
     @classmethod
@@ -170,7 +170,7 @@ class Workload:
         ]
         dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
         model = directory / "model"
-        build_scratch_model(model, family="llama", corpus=dataset, hidden_size=128, layers=2, vocab_size=512)
+        build_scratch_model(model, family="llama", corpus=dataset, hidden_size=256, layers=4, vocab_size=512)
         return cls(model, dataset)
 
     def request(

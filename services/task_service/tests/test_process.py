@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from servicekit.bus import EventBus
+from servicekit.errors import Unavailable
 from servicekit.identity import Role, public_key
 from services.task_service.tests.harness import PRIVATE_KEY, Client, Worker
 from tests.support.nats import NatsServer
@@ -126,22 +127,22 @@ async def test_killed_at_any_time_it_finishes_every_task_once(running: Running, 
     async with client_of(running) as alice, client_of(running, "w1", Role.SERVICE) as service:
         working = asyncio.create_task(work(Worker(service, bus, "w1")))
         submitting = [asyncio.create_task(submit(alice, number)) for number in range(30)]
+
+        async def completed(enough: int) -> bool:
+            try:
+                page = await alice.page(states=[task_pb2.STATE_COMPLETED], with_total=True)
+            except Unavailable:
+                return False
+            return page.total_size >= enough
+
         for enough in (3, 10, 18):
-
-            async def completed(enough: int = enough) -> bool:
-                return (await alice.page(states=[task_pb2.STATE_COMPLETED], with_total=True)).total_size >= enough
-
-            await eventually(completed, 30)
+            await eventually(lambda enough=enough: completed(enough), 30)
             running.process.kill()
             running.process.start()
         ids = await asyncio.gather(*submitting)
         assert len(set(ids)) == 30
 
-        async def finished() -> bool:
-            page = await alice.page(states=[task_pb2.STATE_COMPLETED], with_total=True)
-            return page.total_size == 30
-
-        await eventually(finished, 40)
+        await eventually(lambda: completed(30), 40)
         everything = await alice.page(with_total=True)
         assert everything.total_size == 30
         working.cancel()

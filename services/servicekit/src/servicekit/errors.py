@@ -187,5 +187,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> TunesmithError:
                 reason, metadata = info.reason, dict(info.metadata)
             elif detail.Unpack(bad_request):
                 problems = [Problem(item.field, item.description) for item in bad_request.field_violations]
-    kind = _BY_CODE.get(error.code(), Internal)
+    # A call that its caller did not cancel was cancelled by a server that is going away.
+    code = grpc.StatusCode.UNAVAILABLE if error.code() is grpc.StatusCode.CANCELLED else error.code()
+    kind = _BY_CODE.get(code, Internal)
     return kind(error.details() or "", reason=reason, problems=problems, metadata=metadata)

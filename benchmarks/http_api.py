@@ -1,6 +1,6 @@
 """The gateway's native GET against Envoy's gRPC-JSON transcoder in front of the same service; a page of 100,000 tasks.
 
-    python -m benchmarks.http
+    python -m benchmarks.http_api
 
 Needs wrk (https://github.com/wg/wrk).
 """
