@@ -1,229 +1,32 @@
-"""The event bus: NATS JetStream with acknowledged publishes, pull consumers and resumable replay.
-
-Pull requests are kept open (batch, expiry, heartbeat) so that a message reaches its consumer without a round trip,
-and are renewed after a reconnect or a lost heartbeat; nothing is buffered beyond one request's batch.
-"""
+"""The event bus: NATS JetStream with acknowledged publishes, durable consumers and resumable replay."""
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, StreamConfig
 from nats.js.errors import BadRequestError, NotFoundError
 
-from servicekit import subjects, telemetry
+from servicekit import subjects
+from servicekit.bus.messages import ACK_TIMEOUT_SECONDS, TRANSPORT_ERRORS, Message, Outgoing, no_answer, quietly
+from servicekit.bus.pull_consumer import (
+    CLOSE_SECONDS,
+    PULL_EXPIRES_SECONDS,
+    PullConsumer,
+)
 from servicekit.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-ACK_TIMEOUT_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
-CLOSE_SECONDS = 2.0
-PULL_EXPIRES_SECONDS = 30.0
-PULL_HEARTBEAT_SECONDS = 5.0
-RETRY_SECONDS = 0.5
 INACTIVE_THRESHOLD_SECONDS = 60.0
-NANOSECONDS = 1_000_000_000
 CREDENTIALS = re.compile(r"//[^/@]*@")
-TRANSPORT_ERRORS = (NatsError, asyncio.TimeoutError, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to publish."""
-
-    subject: str
-    data: bytes
-    message_id: str | None = None
-    headers: Mapping[str, str] | None = None
-
-    def all_headers(self) -> dict[str, Any] | None:
-        headers: dict[str, Any] = dict(self.headers or {})
-        if self.message_id:
-            headers["Nats-Msg-Id"] = self.message_id
-        if "traceparent" not in headers:
-            telemetry.inject(headers)
-        return headers or None
-
-
-class Message:
-    """A message read from a stream."""
-
-    def __init__(self, raw: Msg) -> None:
-        self._raw = raw
-        metadata = raw.metadata
-        self.subject = raw.subject
-        self.data = raw.data
-        self.headers: dict[str, str] = dict(raw.headers or {})
-        self.sequence: int = metadata.sequence.stream
-        self.consumer_sequence: int = metadata.sequence.consumer
-        self.num_delivered: int = metadata.num_delivered
-        self.timestamp = metadata.timestamp
-
-    async def ack(self) -> None:
-        """Acknowledges without waiting for the server."""
-        await _guarded(self._raw.ack())
-
-    async def ack_sync(self) -> None:
-        """Acknowledges and waits until the server has taken note."""
-        await _guarded(self._raw.ack_sync(timeout=ACK_TIMEOUT_SECONDS))
-
-    async def nak(self, delay: float | None = None) -> None:
-        """Gives the message back, to be delivered again after delay seconds."""
-        await _guarded(self._raw.nak(delay=delay))
-
-    async def term(self) -> None:
-        """Never deliver it again."""
-        await _guarded(self._raw.term())
-
-    async def in_progress(self) -> None:
-        """Extends the time until it would be delivered again."""
-        await _guarded(self._raw.in_progress())
-
-
-def _no_answer(error: BaseException) -> Unavailable:
-    return Unavailable(f"the message broker did not answer: {error!r}")
-
-
-async def _guarded(operation: Awaitable[Any]) -> None:
-    try:
-        await operation
-    except TRANSPORT_ERRORS as error:
-        raise _no_answer(error) from error
-
-
-class PullConsumer:
-    """Reads a consumer through one open pull request at a time."""
-
-    def __init__(self, client: Client, stream: str, ensure: Callable[[], Awaitable[str]]) -> None:
-        self._client = client
-        self._stream = stream
-        self._ensure = ensure
-        self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()
-        self._subscription: Subscription | None = None
-        self._inbox = client.new_inbox()
-        self._name: str | None = None
-        self._outstanding = 0
-
-    async def _on_message(self, message: Msg) -> None:
-        self._queue.put_nowait(message)
-
-    @property
-    def name(self) -> str | None:
-        """Name of the consumer on the server, None while it is not known to exist."""
-        return self._name
-
-    def reset(self) -> None:
-        """Forgets the open request, for after a reconnect."""
-        self._queue.put_nowait(None)
-
-    async def restart(self) -> None:
-        """Drops what was received and asks for the consumer anew."""
-        subscription, self._subscription = self._subscription, None
-        self._inbox, self._queue = self._client.new_inbox(), asyncio.Queue()
-        self._outstanding, self._name = 0, None
-        if subscription is not None:
-            await _quietly(subscription.unsubscribe())
-
-    async def fetch(self, batch: int = 1, timeout: float = PULL_EXPIRES_SECONDS) -> list[Message]:
-        """Waits up to timeout seconds for a message and returns it with those that came along, at most batch."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        messages: list[Message] = []
-        while len(messages) < batch:
-            if messages and self._queue.empty():
-                break
-            try:
-                raw = await self._next(batch - len(messages), deadline - loop.time())
-            except TimeoutError:
-                break
-            except TRANSPORT_ERRORS as error:
-                logger.warning("reading stream %s: %r; trying again", self._stream, error)
-                self._name, self._outstanding = None, 0
-                await asyncio.sleep(min(RETRY_SECONDS, max(0.0, deadline - loop.time())))
-                continue
-            if raw is not None:
-                messages.append(Message(raw))
-        return messages
-
-    async def _next(self, batch: int, remaining: float) -> Msg | None:
-        """The next message, or None when a status or reset came instead. TimeoutError after remaining seconds."""
-        if remaining <= 0 and self._queue.empty():
-            raise TimeoutError
-        if self._outstanding <= 0 and self._queue.empty():
-            await self._request(batch, remaining)
-            _heed_cancellation()
-        patience = min(max(remaining, 0.001), 2 * PULL_HEARTBEAT_SECONDS)
-        try:
-            async with asyncio.timeout(patience):
-                raw = await self._queue.get()
-        except TimeoutError:
-            if remaining > patience:
-                self._outstanding, self._name = 0, None
-                return None
-            raise
-        if raw is None:
-            self._outstanding = 0
-            return None
-        status = (raw.headers or {}).get("Status")
-        if status is None:
-            self._outstanding -= 1
-            return raw
-        if status != "100":
-            self._outstanding = 0
-        if status in ("503", "409"):
-            self._name = None
-            await asyncio.sleep(0.05)
-        return None
-
-    async def _request(self, batch: int, remaining: float) -> None:
-        if self._subscription is None:
-            self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
-        if self._name is None:
-            self._name = await self._ensure()
-        expires = max(0.01, min(remaining, PULL_EXPIRES_SECONDS))
-        request: dict[str, Any] = {"batch": batch, "expires": int(expires * NANOSECONDS)}
-        if expires > 2 * PULL_HEARTBEAT_SECONDS:
-            request["idle_heartbeat"] = int(PULL_HEARTBEAT_SECONDS * NANOSECONDS)
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
-        await self._client.publish(subject, json.dumps(request).encode(), reply=self._inbox)
-        self._outstanding = batch
-
-    async def close(self) -> None:
-        """Stops reading and gives back what was received, or is on its way, but was not handed out."""
-        if self._subscription is not None:
-            if self._client.is_connected:
-                drained = self._subscription.drain()  # type: ignore[no-untyped-call]
-                await _quietly(asyncio.wait_for(drained, CLOSE_SECONDS))
-            else:
-                await _quietly(self._subscription.unsubscribe())
-        while not self._queue.empty():
-            raw = self._queue.get_nowait()
-            if raw is not None and raw.reply and not (raw.headers or {}).get("Status"):
-                await _quietly(raw.nak())
-
-
-def _heed_cancellation() -> None:
-    """Before Python 3.12 asyncio.wait_for, which nats-py uses, may swallow a cancellation (CPython issue 86296)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-async def _quietly(operation: Awaitable[Any]) -> None:
-    try:
-        await operation
-    except TRANSPORT_ERRORS as error:
-        logger.debug("while closing: %r", error)
 
 
 class EventBus:
@@ -426,7 +229,7 @@ class EventBus:
             name = consumer.name
             await self.release(consumer)
             if name is not None and self.connected:
-                await _quietly(self._js.delete_consumer(stream, name))
+                await quietly(self._js.delete_consumer(stream, name))
 
     async def subscribe(
         self, subject: str, handler: Callable[[str, bytes], Awaitable[None]]
@@ -439,7 +242,7 @@ class EventBus:
         subscription = await self._client.subscribe(subject, cb=deliver)
 
         async def unsubscribe() -> None:
-            await _quietly(subscription.unsubscribe())
+            await quietly(subscription.unsubscribe())
 
         return unsubscribe
 
@@ -450,7 +253,7 @@ class EventBus:
         except NotFoundError:
             return None
         except TRANSPORT_ERRORS as error:
-            raise _no_answer(error) from error
+            raise no_answer(error) from error
         return int(raw.seq or 0), raw.data or b""
 
     async def message_at(self, stream: str, sequence: int) -> tuple[str, bytes] | None:
@@ -460,7 +263,7 @@ class EventBus:
         except NotFoundError:
             return None
         except TRANSPORT_ERRORS as error:
-            raise _no_answer(error) from error
+            raise no_answer(error) from error
         return str(raw.subject), raw.data or b""
 
     async def delete_message(self, stream: str, sequence: int) -> None:
@@ -470,7 +273,7 @@ class EventBus:
         except (NotFoundError, BadRequestError):
             return
         except TRANSPORT_ERRORS as error:
-            raise _no_answer(error) from error
+            raise no_answer(error) from error
 
     async def purge(self, stream: str, subject: str, *, up_to: int | None = None) -> None:
         """Removes every message on subject, or only those whose sequence is at most up_to."""
@@ -479,7 +282,7 @@ class EventBus:
         except NotFoundError:
             return
         except TRANSPORT_ERRORS as error:
-            raise _no_answer(error) from error
+            raise no_answer(error) from error
 
     async def sequences(self, stream: str) -> tuple[int, int]:
         """First sequence still in a stream and last one ever stored; (0, 0) without the stream."""
@@ -488,7 +291,7 @@ class EventBus:
         except NotFoundError:
             return 0, 0
         except TRANSPORT_ERRORS as error:
-            raise _no_answer(error) from error
+            raise no_answer(error) from error
         return int(info.state.first_seq), int(info.state.last_seq)
 
     async def close(self) -> None:
