@@ -139,3 +139,11 @@ def test_a_missing_or_bad_token_is_401(platform: Platform) -> None:
         response = httpx.get(f"{platform.url}/finetuning/getTaskList", headers=headers, trust_env=False)
         assert response.status_code == 401
         assert response.json()["code"] == 7
+
+
+@pytest.mark.parametrize("private", ["objects", "keys/signing.pem", "admin.token", "tunesmith.db"])
+def test_the_platforms_own_files_are_nobodys_data(finetuning: Finetuning, platform: Platform, private: str) -> None:
+    path = str(platform.data_dir / private)
+    code, _, message = finetuning.call("POST", "createTask", json={"name": "x", "baseModel": path, "datasetPath": path})
+    assert code == 7
+    assert message.count("outside the allowed directories") == 2
