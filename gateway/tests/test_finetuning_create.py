@@ -301,3 +301,7 @@ def test_any_body_is_understood_or_refused(document: dict[str, Any], complete: b
     if not creation.problems:
         assert creation.request.spec.finetune.language_model.method
         assert not protovalidate.collect_violations(creation.request)
+
+
+async def test_a_stop_has_the_documented_ten_seconds(gateway: Any) -> None:
+    assert (await created(gateway)).labels["stop_grace_seconds"] == "10"

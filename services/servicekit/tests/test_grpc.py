@@ -224,3 +224,19 @@ async def test_without_a_key_everybody_is_the_local_administrator(deployment: De
     await deployment.start(public_key_file=None, port=free_port())
     task = (await (await deployment.stub()).GetTask(REQUEST)).task
     assert (task.owner, task.name) == ("local", "admin")
+
+
+async def test_what_a_leaving_server_cuts_off_is_unavailable(deployment: Deployment) -> None:
+    entered = asyncio.Event()
+
+    async def never(_: Any) -> Any:
+        entered.set()
+        await asyncio.Event().wait()
+
+    deployment.tasks.get = never
+    stub = await deployment.stub(deployment.token())
+    running = asyncio.ensure_future(stub.GetTask(REQUEST))
+    await entered.wait()
+    await deployment.server.drain(0)
+    with pytest.raises(errors.Unavailable):
+        await running
