@@ -240,3 +240,9 @@ async def test_what_a_leaving_server_cuts_off_is_unavailable(deployment: Deploym
     await deployment.server.drain(0)
     with pytest.raises(errors.Unavailable):
         await running
+
+
+def test_a_call_that_its_caller_did_not_cancel_may_be_tried_again() -> None:
+    nothing = grpc.aio.Metadata()
+    cut_off = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, details="CANCELLED")
+    assert isinstance(errors.from_rpc_error(cut_off), errors.Unavailable)
