@@ -167,6 +167,36 @@ async def test_a_cancelled_fetch_loses_nothing(bus: EventBus) -> None:
     assert message.data == b"x"
 
 
+async def turns(number: int) -> None:
+    """Lets the event loop go round some times."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("call", ["ensure_streams", "last_message", "message_at", "sequences", "purge", "publish"])
+async def test_a_cancelled_caller_ends(bus: EventBus, call: str) -> None:
+    """Whatever the moment, also when the answer has just come."""
+    calls = {
+        "ensure_streams": bus.ensure_streams,
+        "last_message": lambda: bus.last_message(subjects.LOGS, "log.t"),
+        "message_at": lambda: bus.message_at(subjects.LOGS, 1),
+        "sequences": lambda: bus.sequences(subjects.LOGS),
+        "purge": lambda: bus.purge(subjects.LOGS, "log.t"),
+        "publish": lambda: bus.publish(work("t"), b""),
+    }
+
+    async def forever() -> None:
+        while True:
+            await calls[call]()
+
+    for number in range(150):
+        task = asyncio.create_task(forever())
+        await turns(number)
+        task.cancel()
+        assert (await asyncio.wait([task], timeout=5))[0], f"{call} went on, cancelled after {number} turns"
+        assert task.cancelled()
+
+
 async def test_closing_gives_back_what_was_not_handed_out(bus: EventBus, nats_server: NatsServer) -> None:
     leaving = await EventBus.connect(nats_server.url, name="leaving")
     consumer = workers(leaving)

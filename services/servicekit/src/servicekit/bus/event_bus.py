@@ -14,7 +14,15 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck, Stream
 from nats.js.errors import BadRequestError, NotFoundError
 
 from servicekit import subjects
-from servicekit.bus.messages import ACK_TIMEOUT_SECONDS, TRANSPORT_ERRORS, Message, Outgoing, no_answer, quietly
+from servicekit.bus.messages import (
+    ACK_TIMEOUT_SECONDS,
+    TRANSPORT_ERRORS,
+    Message,
+    Outgoing,
+    heeds_cancellation,
+    no_answer,
+    quietly,
+)
 from servicekit.bus.pull_consumer import (
     CLOSE_SECONDS,
     PULL_EXPIRES_SECONDS,
@@ -103,6 +111,7 @@ class EventBus:
         """Whether the connection is up right now."""
         return bool(self._client.is_connected)
 
+    @heeds_cancellation
     async def ensure_streams(self, streams: Sequence[StreamConfig] | None = None) -> None:
         """Creates the platform's streams where they are missing."""
         for config in subjects.streams() if streams is None else streams:
@@ -113,6 +122,7 @@ class EventBus:
             except TRANSPORT_ERRORS as error:
                 raise Unavailable(f"stream {config.name} could not be created: {error!r}") from error
 
+    @heeds_cancellation
     async def publish(
         self, subject: str, data: bytes, *, message_id: str | None = None, headers: Mapping[str, str] | None = None
     ) -> int:
@@ -128,6 +138,7 @@ class EventBus:
             raise Unavailable(f"the message broker did not store a message on {subject}: {error!r}") from error
         return int(ack.seq)
 
+    @heeds_cancellation
     async def publish_all(self, messages: Sequence[Outgoing]) -> None:
         """Publishes in order and waits until all are stored. Unavailable when any was not; send all again then."""
         if not self.connected:
@@ -246,6 +257,7 @@ class EventBus:
 
         return unsubscribe
 
+    @heeds_cancellation
     async def last_message(self, stream: str, subject: str) -> tuple[int, bytes] | None:
         """Sequence and data of the newest message on subject that is still in the stream, None without one."""
         try:
@@ -256,6 +268,7 @@ class EventBus:
             raise no_answer(error) from error
         return int(raw.seq or 0), raw.data or b""
 
+    @heeds_cancellation
     async def message_at(self, stream: str, sequence: int) -> tuple[str, bytes] | None:
         """Subject and data of the message with a sequence, None when it is gone."""
         try:
@@ -266,6 +279,7 @@ class EventBus:
             raise no_answer(error) from error
         return str(raw.subject), raw.data or b""
 
+    @heeds_cancellation
     async def delete_message(self, stream: str, sequence: int) -> None:
         """Removes one message; nothing happens when it is gone."""
         try:
@@ -275,6 +289,7 @@ class EventBus:
         except TRANSPORT_ERRORS as error:
             raise no_answer(error) from error
 
+    @heeds_cancellation
     async def purge(self, stream: str, subject: str, *, up_to: int | None = None) -> None:
         """Removes every message on subject, or only those whose sequence is at most up_to."""
         try:
@@ -284,6 +299,7 @@ class EventBus:
         except TRANSPORT_ERRORS as error:
             raise no_answer(error) from error
 
+    @heeds_cancellation
     async def sequences(self, stream: str) -> tuple[int, int]:
         """First sequence still in a stream and last one ever stored; (0, 0) without the stream."""
         try:

@@ -1,10 +1,11 @@
 """Messages to and from the broker, and what it means when it does not answer."""
 
 import asyncio
+import functools
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -16,6 +17,28 @@ logger = logging.getLogger(__name__)
 
 ACK_TIMEOUT_SECONDS = 5.0
 TRANSPORT_ERRORS = (NatsError, asyncio.TimeoutError, OSError)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def heeds_cancellation(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Raises the CancelledError that a call to nats-py lost.
+
+    Before Python 3.12 asyncio.wait_for, which nats-py uses, may swallow a cancellation (CPython issue 86296); whoever
+    cancelled a task that goes on would wait for its end for ever.
+    """
+
+    @functools.wraps(call)
+    async def heeding(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        result = await call(*args, **kwargs)
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+        return result
+
+    return heeding
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +77,7 @@ class Message:
         """Acknowledges without waiting for the server."""
         await guarded(self._raw.ack())
 
+    @heeds_cancellation
     async def ack_sync(self) -> None:
         """Acknowledges and waits until the server has taken note."""
         await guarded(self._raw.ack_sync(timeout=ACK_TIMEOUT_SECONDS))

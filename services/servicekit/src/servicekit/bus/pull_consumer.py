@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from servicekit.bus.messages import TRANSPORT_ERRORS, Message, quietly
+from servicekit.bus.messages import TRANSPORT_ERRORS, Message, heeds_cancellation, quietly
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,6 @@ class PullConsumer:
             raise TimeoutError
         if self._outstanding <= 0 and self._queue.empty():
             await self._request(batch, remaining)
-            heed_cancellation()
         patience = min(max(remaining, 0.001), 2 * PULL_HEARTBEAT_SECONDS)
         try:
             async with asyncio.timeout(patience):
@@ -109,6 +108,7 @@ class PullConsumer:
             await asyncio.sleep(0.05)
         return None
 
+    @heeds_cancellation
     async def _request(self, batch: int, remaining: float) -> None:
         if self._subscription is None:
             self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
@@ -134,10 +134,3 @@ class PullConsumer:
             raw = self._queue.get_nowait()
             if raw is not None and raw.reply and not (raw.headers or {}).get("Status"):
                 await quietly(raw.nak())
-
-
-def heed_cancellation() -> None:
-    """Before Python 3.12 asyncio.wait_for, which nats-py uses, may swallow a cancellation (CPython issue 86296)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
