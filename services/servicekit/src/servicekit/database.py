@@ -1,13 +1,22 @@
 """Async SQLAlchemy for SQLite and PostgreSQL, set up so that a commit is on disk when it returns."""
 
+import asyncio
+import logging
 import sqlite3
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 SQLITE_BUSY_SECONDS = 15
+
+_abandoned: set[asyncio.Task[Any]] = set()
 
 
 def create_engine(url: str, *, pool_size: int = 8) -> AsyncEngine:
@@ -63,3 +72,23 @@ def read_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession
 def lookup_session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     """Sessions for a single reading statement; on SQLite it needs no transaction, which is most of its cost."""
     return async_sessionmaker(engine.execution_options(readonly=True, single_statement=True), expire_on_commit=False)
+
+
+async def to_its_end(transaction: Coroutine[Any, Any, T]) -> T:
+    """The result of a transaction that ends, one way or the other, also when its caller is cancelled.
+
+    A connection to SQLite that is given up while its statement runs in a thread keeps the lock of every writer.
+    """
+    running = asyncio.ensure_future(transaction)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        _abandoned.add(running)
+        running.add_done_callback(_abandoned_one_ended)
+        raise
+
+
+def _abandoned_one_ended(task: asyncio.Task[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a transaction whose caller had gone failed: %s", error)

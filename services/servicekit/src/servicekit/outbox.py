@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from servicekit import telemetry
 from servicekit.bus import EventBus, Outgoing
+from servicekit.database import to_its_end
 from servicekit.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,10 @@ class Relay:
         await self._bus.publish_all(
             [Outgoing(row.subject, row.payload, row.message_id, json.loads(row.headers)) for row in rows]
         )
-        async with self._sessions.begin() as session:
-            await session.execute(delete(table).where(table.c.position.in_([row.position for row in rows])))
+        await to_its_end(self._delete([row.position for row in rows]))
         return len(rows)
+
+    async def _delete(self, positions: list[int]) -> None:
+        table = self._outbox.table
+        async with self._sessions.begin() as session:
+            await session.execute(delete(table).where(table.c.position.in_(positions)))

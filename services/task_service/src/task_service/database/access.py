@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from servicekit.database import lookup_session_factory, read_session_factory, session_factory
+from servicekit.database import lookup_session_factory, read_session_factory, session_factory, to_its_end
 from servicekit.errors import Unavailable
 from task_service.database.types import now
 
@@ -60,7 +60,13 @@ class Database:
             yield
 
     async def transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Runs work in a transaction and commits it; work may run several times. Raises Unavailable."""
+        """Runs work in a transaction and commits it; work may run several times. Raises Unavailable.
+
+        It ends, one way or the other, also when the caller is cancelled.
+        """
+        return await to_its_end(self._transaction(work))
+
+    async def _transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         for tried in range(1, TRIES + 1):
             try:
                 async with self._turn, self.sessions.begin() as session:
