@@ -230,6 +230,19 @@ async def test_the_relay_bridges_an_outage(sessions: Sessions, bus: EventBus, na
         await running
 
 
+async def test_a_cancelled_relay_holds_nothing_up(sessions: Sessions, bus: EventBus) -> None:
+    outbox = Outbox(OUTBOX)
+    relay = Relay(outbox, sessions, bus)
+    async with asyncio.timeout(20):
+        for number in range(200):
+            running = asyncio.create_task(relay.relay_once())
+            await asyncio.wait([running], timeout=number * 0.00003)
+            running.cancel()
+            await asyncio.wait([running])
+            if number % 10 == 0:
+                await add(sessions, outbox, 1, first=number)
+
+
 async def test_headers_survive(sessions: Sessions) -> None:
     async with sessions.begin() as session:
         await Outbox(OUTBOX).add(session, "s", b"\x00\xff", headers={"name": "Grüße 模型"}, message_id="id")

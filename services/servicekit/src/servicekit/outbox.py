@@ -8,8 +8,9 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Row,
     String,
     Table,
     Text,
@@ -134,10 +136,7 @@ class Relay:
 
     async def relay_once(self) -> int:
         """Publishes what is due, at most one batch; how many messages. Raises Unavailable when the broker is down."""
-        table = self._outbox.table
-        due = (table.c.not_before.is_(None)) | (table.c.not_before <= self._clock())
-        async with self._sessions() as session:
-            rows = (await session.execute(select(table).where(due).order_by(table.c.position).limit(BATCH))).all()
+        rows = await to_its_end(self._due())
         if not rows:
             return 0
         await self._bus.publish_all(
@@ -145,6 +144,12 @@ class Relay:
         )
         await to_its_end(self._delete([row.position for row in rows]))
         return len(rows)
+
+    async def _due(self) -> Sequence[Row[Any]]:
+        table = self._outbox.table
+        due = (table.c.not_before.is_(None)) | (table.c.not_before <= self._clock())
+        async with self._sessions() as session:
+            return (await session.execute(select(table).where(due).order_by(table.c.position).limit(BATCH))).all()
 
     async def _delete(self, positions: list[int]) -> None:
         table = self._outbox.table
