@@ -98,6 +98,10 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                self._upload(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
         return self._authenticated_only(handler)
 
     def _authenticate(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
@@ -139,8 +143,25 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    def _upload(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        async def validated(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for request in requests:
+                validate(behavior, request)
+                yield request
+
+        async def call(requests: AsyncIterator[Any], context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+            try:
+                self._authenticate(context)
+                return await behavior(validated(requests), context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001  the one place where defects become statuses
+                await abort(context, as_status(method, error))
+
+        return call
+
     def _authenticated_only(self, handler: "grpc.RpcMethodHandler[Any, Any]") -> "grpc.RpcMethodHandler[Any, Any]":
-        """For methods that stream requests; of ours none does, of the library's only reflection."""
+        """For methods that stream both ways; of ours none does, of the library's only reflection."""
         behavior: Callable[[Any, Any], AsyncIterator[Any]] = handler.stream_stream  # type: ignore[assignment]
 
         async def call(requests: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:

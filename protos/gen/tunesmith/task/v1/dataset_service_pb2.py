@@ -27,23 +27,31 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tunesmith/task/v1/dataset_service.proto\x12\x11tunesmith.task.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa0\x01\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0f\n\x07samples\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x14\x43reateDatasetRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x0c\n\x04type\x18\x02 \x01(\t\"D\n\x15\x43reateDatasetResponse\x12+\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1a.tunesmith.task.v1.Dataset\"0\n\x11GetDatasetRequest\x12\x1b\n\ndataset_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"A\n\x12GetDatasetResponse\x12+\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1a.tunesmith.task.v1.Dataset\"H\n\x13ListDatasetsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x14ListDatasetsResponse\x12,\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1a.tunesmith.task.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x14\x44\x65leteDatasetRequest\x12\x1b\n\ndataset_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"\x17\n\x15\x44\x65leteDatasetResponse2\x8a\x04\n\x0e\x44\x61tasetService\x12{\n\rCreateDataset\x12\'.tunesmith.task.v1.CreateDatasetRequest\x1a(.tunesmith.task.v1.CreateDatasetResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/datasets:\x01*\x12|\n\nGetDataset\x12$.tunesmith.task.v1.GetDatasetRequest\x1a%.tunesmith.task.v1.GetDatasetResponse\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/datasets/{dataset_id}\x12u\n\x0cListDatasets\x12&.tunesmith.task.v1.ListDatasetsRequest\x1a\'.tunesmith.task.v1.ListDatasetsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/datasets\x12\x85\x01\n\rDeleteDataset\x12\'.tunesmith.task.v1.DeleteDatasetRequest\x1a(.tunesmith.task.v1.DeleteDatasetResponse\"!\x82\xd3\xe4\x93\x02\x1b*\x19/v1/datasets/{dataset_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tunesmith/task/v1/dataset_service.proto\x12\x11tunesmith.task.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x01\n\x07\x44\x61taset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0f\n\x07samples\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\t \x01(\x05\x12\x11\n\tfile_name\x18\n \x01(\t\x12\x0e\n\x06\x66ormat\x18\x0b \x01(\t\x12\x10\n\x08problems\x18\x0c \x03(\t\x12\x12\n\nobject_key\x18\r \x01(\t\"u\n\x14UploadDatasetRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .tunesmith.task.v1.DatasetHeaderH\x00\x12\x1a\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\n\xbaH\x07z\x05\x18\x80\x80\x80\x02H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\x87\x01\n\rDatasetHeader\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x15\n\x04type\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\tfile_name\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xff\x01\x12(\n\x06sha256\x18\x04 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\"D\n\x15UploadDatasetResponse\x12+\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1a.tunesmith.task.v1.Dataset\"0\n\x11GetDatasetRequest\x12\x1b\n\ndataset_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"A\n\x12GetDatasetResponse\x12+\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x1a.tunesmith.task.v1.Dataset\"d\n\x13ListDatasetsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"]\n\x14ListDatasetsResponse\x12,\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x1a.tunesmith.task.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x14\x44\x65leteDatasetRequest\x12\x1b\n\ndataset_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"\x17\n\x15\x44\x65leteDatasetResponse2\xf3\x03\n\x0e\x44\x61tasetService\x12\x64\n\rUploadDataset\x12\'.tunesmith.task.v1.UploadDatasetRequest\x1a(.tunesmith.task.v1.UploadDatasetResponse(\x01\x12|\n\nGetDataset\x12$.tunesmith.task.v1.GetDatasetRequest\x1a%.tunesmith.task.v1.GetDatasetResponse\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/datasets/{dataset_id}\x12u\n\x0cListDatasets\x12&.tunesmith.task.v1.ListDatasetsRequest\x1a\'.tunesmith.task.v1.ListDatasetsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/datasets\x12\x85\x01\n\rDeleteDataset\x12\'.tunesmith.task.v1.DeleteDatasetRequest\x1a(.tunesmith.task.v1.DeleteDatasetResponse\"!\x82\xd3\xe4\x93\x02\x1b*\x19/v1/datasets/{dataset_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.task.v1.dataset_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEDATASETREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_CREATEDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_UPLOADDATASETREQUEST'].oneofs_by_name['part']._loaded_options = None
+  _globals['_UPLOADDATASETREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
+  _globals['_UPLOADDATASETREQUEST'].fields_by_name['data']._loaded_options = None
+  _globals['_UPLOADDATASETREQUEST'].fields_by_name['data']._serialized_options = b'\272H\007z\005\030\200\200\200\002'
+  _globals['_DATASETHEADER'].fields_by_name['name']._loaded_options = None
+  _globals['_DATASETHEADER'].fields_by_name['name']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_DATASETHEADER'].fields_by_name['type']._loaded_options = None
+  _globals['_DATASETHEADER'].fields_by_name['type']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_DATASETHEADER'].fields_by_name['file_name']._loaded_options = None
+  _globals['_DATASETHEADER'].fields_by_name['file_name']._serialized_options = b'\272H\007r\005\020\001\030\377\001'
+  _globals['_DATASETHEADER'].fields_by_name['sha256']._loaded_options = None
+  _globals['_DATASETHEADER'].fields_by_name['sha256']._serialized_options = b'\272H\025r\0232\021^([0-9a-f]{64})?$'
   _globals['_GETDATASETREQUEST'].fields_by_name['dataset_id']._loaded_options = None
   _globals['_GETDATASETREQUEST'].fields_by_name['dataset_id']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_LISTDATASETSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTDATASETSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_DELETEDATASETREQUEST'].fields_by_name['dataset_id']._loaded_options = None
   _globals['_DELETEDATASETREQUEST'].fields_by_name['dataset_id']._serialized_options = b'\272H\004r\002\020\001'
-  _globals['_DATASETSERVICE'].methods_by_name['CreateDataset']._loaded_options = None
-  _globals['_DATASETSERVICE'].methods_by_name['CreateDataset']._serialized_options = b'\202\323\344\223\002\021\"\014/v1/datasets:\001*'
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._serialized_options = b'\202\323\344\223\002\033\022\031/v1/datasets/{dataset_id}'
   _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._loaded_options = None
@@ -51,23 +59,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._loaded_options = None
   _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._serialized_options = b'\202\323\344\223\002\033*\031/v1/datasets/{dataset_id}'
   _globals['_DATASET']._serialized_start=155
-  _globals['_DATASET']._serialized_end=315
-  _globals['_CREATEDATASETREQUEST']._serialized_start=317
-  _globals['_CREATEDATASETREQUEST']._serialized_end=376
-  _globals['_CREATEDATASETRESPONSE']._serialized_start=378
-  _globals['_CREATEDATASETRESPONSE']._serialized_end=446
-  _globals['_GETDATASETREQUEST']._serialized_start=448
-  _globals['_GETDATASETREQUEST']._serialized_end=496
-  _globals['_GETDATASETRESPONSE']._serialized_start=498
-  _globals['_GETDATASETRESPONSE']._serialized_end=563
-  _globals['_LISTDATASETSREQUEST']._serialized_start=565
-  _globals['_LISTDATASETSREQUEST']._serialized_end=637
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=639
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=732
-  _globals['_DELETEDATASETREQUEST']._serialized_start=734
-  _globals['_DELETEDATASETREQUEST']._serialized_end=785
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=787
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=810
-  _globals['_DATASETSERVICE']._serialized_start=813
-  _globals['_DATASETSERVICE']._serialized_end=1335
+  _globals['_DATASET']._serialized_end=405
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=407
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=524
+  _globals['_DATASETHEADER']._serialized_start=527
+  _globals['_DATASETHEADER']._serialized_end=662
+  _globals['_UPLOADDATASETRESPONSE']._serialized_start=664
+  _globals['_UPLOADDATASETRESPONSE']._serialized_end=732
+  _globals['_GETDATASETREQUEST']._serialized_start=734
+  _globals['_GETDATASETREQUEST']._serialized_end=782
+  _globals['_GETDATASETRESPONSE']._serialized_start=784
+  _globals['_GETDATASETRESPONSE']._serialized_end=849
+  _globals['_LISTDATASETSREQUEST']._serialized_start=851
+  _globals['_LISTDATASETSREQUEST']._serialized_end=951
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=953
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1046
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1048
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1099
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1101
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1124
+  _globals['_DATASETSERVICE']._serialized_start=1127
+  _globals['_DATASETSERVICE']._serialized_end=1626
 # @@protoc_insertion_point(module_scope)

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Dataset(_message.Message):
-    """An uploaded dataset."""
+    """One version of an uploaded dataset; it never changes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,23 +33,40 @@ class Dataset(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    OBJECT_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Id."""
+    """Id of this version, 26 lower-case characters."""
     name: _builtins.str
-    """Name."""
+    """Name; the versions of a dataset share it."""
     owner: _builtins.str
     """Owner."""
     type: _builtins.str
-    """Kind of data, for example "llm"."""
+    """Kind of data, for example "llm" or "image_classifier"."""
     size: _builtins.int
-    """Size in bytes."""
+    """Size of the uploaded file in bytes."""
     samples: _builtins.int
-    """Rows."""
+    """Rows that can be trained on."""
     sha256: _builtins.str
-    """SHA-256 of the content."""
+    """SHA-256 of the uploaded file."""
+    version: _builtins.int
+    """Version, from 1."""
+    file_name: _builtins.str
+    """Name of the file that was uploaded, without directories."""
+    format: _builtins.str
+    """Form found, for example "messages"; empty while it was not checked."""
+    object_key: _builtins.str
+    """Key of the file in the object store; for workers."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Uploaded."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is wrong with rows of it, each a sentence with line numbers; a dataset with problems cannot be trained on."""
 
     def __init__(
         self,
@@ -62,51 +79,94 @@ class Dataset(_message.Message):
         samples: _builtins.int = ...,
         sha256: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        version: _builtins.int = ...,
+        file_name: _builtins.str = ...,
+        format: _builtins.str = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+        object_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "name", b"name", "owner", b"owner", "samples", b"samples", "sha256", b"sha256", "size", b"size", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "file_name", b"file_name", "format", b"format", "id", b"id", "name", b"name", "object_key", b"object_key", "owner", b"owner", "problems", b"problems", "samples", b"samples", "sha256", b"sha256", "size", b"size", "type", b"type", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
-class CreateDatasetRequest(_message.Message):
-    """Request of CreateDataset."""
+class UploadDatasetRequest(_message.Message):
+    """A part of UploadDataset's stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Then bytes of the file, at most 4 MiB a message."""
+    @_builtins.property
+    def header(self) -> Global___DatasetHeader:
+        """First."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___DatasetHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadDatasetRequest: _TypeAlias = UploadDatasetRequest  # noqa: Y015
+
+@_typing.final
+class DatasetHeader(_message.Message):
+    """Describes an upload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name."""
+    """Name. Empty: the file's, without its ending."""
     type: _builtins.str
-    """Kind of data."""
+    """Kind of data. Empty: "llm"."""
+    file_name: _builtins.str
+    """Name of the file; its ending tells how it is read (.jsonl, .json, .csv, .parquet, .txt, .zip, .tar, .tar.gz)."""
+    sha256: _builtins.str
+    """SHA-256 that the bytes must have. Empty: whatever they have."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         type: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+        sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "name", b"name", "sha256", b"sha256", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateDatasetRequest: _TypeAlias = CreateDatasetRequest  # noqa: Y015
+Global___DatasetHeader: _TypeAlias = DatasetHeader  # noqa: Y015
 
 @_typing.final
-class CreateDatasetResponse(_message.Message):
-    """Response of CreateDataset."""
+class UploadDatasetResponse(_message.Message):
+    """Response of UploadDataset."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATASET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def dataset(self) -> Global___Dataset:
-        """The dataset."""
+        """The dataset; an earlier version when it has the same content."""
 
     def __init__(
         self,
@@ -119,7 +179,7 @@ class CreateDatasetResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateDatasetResponse: _TypeAlias = CreateDatasetResponse  # noqa: Y015
+Global___UploadDatasetResponse: _TypeAlias = UploadDatasetResponse  # noqa: Y015
 
 @_typing.final
 class GetDatasetRequest(_message.Message):
@@ -175,19 +235,27 @@ class ListDatasetsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Datasets per page. Default 50."""
     page_token: _builtins.str
     """Token of the next page."""
+    type: _builtins.str
+    """Only datasets of this type."""
+    name: _builtins.str
+    """Only versions of this name."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        type: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,10 +35,10 @@ class DatasetServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.CreateDataset = channel.unary_unary(
-                '/tunesmith.task.v1.DatasetService/CreateDataset',
-                request_serializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.CreateDatasetRequest.SerializeToString,
-                response_deserializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.CreateDatasetResponse.FromString,
+        self.UploadDataset = channel.stream_unary(
+                '/tunesmith.task.v1.DatasetService/UploadDataset',
+                request_serializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.FromString,
                 _registered_method=True)
         self.GetDataset = channel.unary_unary(
                 '/tunesmith.task.v1.DatasetService/GetDataset',
@@ -61,8 +61,10 @@ class DatasetServiceServicer:
     """Keeps uploaded datasets as immutable versions named by their hash.
     """
 
-    def CreateDataset(self, request, context):
-        """Begins an upload and returns where the bytes go.
+    def UploadDataset(self, request_iterator, context):
+        """Stores a file as a dataset, or as the next version of the caller's dataset of that name, and checks every row of
+        it. The first message describes it, the others carry its bytes. What cannot be read at all is INVALID_ARGUMENT and
+        nothing is kept; over HTTP it is POST /v1/datasets?name=...&file_name=... with the file as the body.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +78,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
-        """Lists datasets, newest first.
+        """Lists the caller's datasets, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,10 +94,10 @@ class DatasetServiceServicer:
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'CreateDataset': grpc.unary_unary_rpc_method_handler(
-                    servicer.CreateDataset,
-                    request_deserializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.CreateDatasetRequest.FromString,
-                    response_serializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.CreateDatasetResponse.SerializeToString,
+            'UploadDataset': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadDataset,
+                    request_deserializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.FromString,
+                    response_serializer=tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.SerializeToString,
             ),
             'GetDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDataset,
@@ -125,7 +127,7 @@ class DatasetService:
     """
 
     @staticmethod
-    def CreateDataset(request,
+    def UploadDataset(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -135,12 +137,12 @@ class DatasetService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
-            '/tunesmith.task.v1.DatasetService/CreateDataset',
-            tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.CreateDatasetRequest.SerializeToString,
-            tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.CreateDatasetResponse.FromString,
+            '/tunesmith.task.v1.DatasetService/UploadDataset',
+            tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.UploadDatasetRequest.SerializeToString,
+            tunesmith_dot_task_dot_v1_dot_dataset__service__pb2.UploadDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,15 @@ class DatasetServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
-    CreateDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.CreateDatasetRequest, _dataset_service_pb2.CreateDatasetResponse]
-    """Begins an upload and returns where the bytes go."""
+    UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_service_pb2.UploadDatasetRequest, _dataset_service_pb2.UploadDatasetResponse]
+    """Stores a file as a dataset, or as the next version of the caller's dataset of that name, and checks every row of
+    it. The first message describes it, the others carry its bytes. What cannot be read at all is INVALID_ARGUMENT and
+    nothing is kept; over HTTP it is POST /v1/datasets?name=...&file_name=... with the file as the body.
+    """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]
     """Returns one dataset."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]
-    """Lists datasets, newest first."""
+    """Lists the caller's datasets, newest first."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]
     """Deletes a dataset that no unfinished task uses."""
 
@@ -47,12 +50,15 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Keeps uploaded datasets as immutable versions named by their hash."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    CreateDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.CreateDatasetRequest, _dataset_service_pb2.CreateDatasetResponse]  # type: ignore[assignment]
-    """Begins an upload and returns where the bytes go."""
+    UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_service_pb2.UploadDatasetRequest, _dataset_service_pb2.UploadDatasetResponse]  # type: ignore[assignment]
+    """Stores a file as a dataset, or as the next version of the caller's dataset of that name, and checks every row of
+    it. The first message describes it, the others carry its bytes. What cannot be read at all is INVALID_ARGUMENT and
+    nothing is kept; over HTTP it is POST /v1/datasets?name=...&file_name=... with the file as the body.
+    """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Returns one dataset."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]  # type: ignore[assignment]
-    """Lists datasets, newest first."""
+    """Lists the caller's datasets, newest first."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     """Deletes a dataset that no unfinished task uses."""
 
@@ -60,12 +66,15 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps uploaded datasets as immutable versions named by their hash."""
 
     @_abc_1.abstractmethod
-    def CreateDataset(
+    def UploadDataset(
         self,
-        request: _dataset_service_pb2.CreateDatasetRequest,
+        request_iterator: _MaybeAsyncIterator[_dataset_service_pb2.UploadDatasetRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_dataset_service_pb2.CreateDatasetResponse, _abc.Awaitable[_dataset_service_pb2.CreateDatasetResponse]]:
-        """Begins an upload and returns where the bytes go."""
+    ) -> _typing.Union[_dataset_service_pb2.UploadDatasetResponse, _abc.Awaitable[_dataset_service_pb2.UploadDatasetResponse]]:
+        """Stores a file as a dataset, or as the next version of the caller's dataset of that name, and checks every row of
+        it. The first message describes it, the others carry its bytes. What cannot be read at all is INVALID_ARGUMENT and
+        nothing is kept; over HTTP it is POST /v1/datasets?name=...&file_name=... with the file as the body.
+        """
 
     @_abc_1.abstractmethod
     def GetDataset(
@@ -81,7 +90,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ListDatasetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.ListDatasetsResponse, _abc.Awaitable[_dataset_service_pb2.ListDatasetsResponse]]:
-        """Lists datasets, newest first."""
+        """Lists the caller's datasets, newest first."""
 
     @_abc_1.abstractmethod
     def DeleteDataset(

@@ -23,20 +23,21 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tunesmith.task.v1 import quota_service_pb2 as tunesmith_dot_task_dot_v1_dot_quota__service__pb2
 from tunesmith.task.v1 import task_pb2 as tunesmith_dot_task_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtunesmith/task/v1/event.proto\x12\x11tunesmith.task.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctunesmith/task/v1/task.proto\"\xc1\x02\n\tTaskEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04task\x18\n \x01(\x0b\x32\x17.tunesmith.task.v1.TaskH\x00\x12/\n\x08progress\x18\x0b \x01(\x0b\x32\x1b.tunesmith.task.v1.ProgressH\x00\x12\x31\n\x07metrics\x18\x0c \x01(\x0b\x32\x1e.tunesmith.task.v1.MetricBatchH\x00\x12\x38\n\ncheckpoint\x18\r \x01(\x0b\x32\".tunesmith.task.v1.CheckpointEventH\x00\x42\t\n\x07payload\"=\n\x0bMetricBatch\x12.\n\x06points\x18\x01 \x03(\x0b\x32\x1e.tunesmith.task.v1.MetricPoint\"T\n\x0f\x43heckpointEvent\x12\x31\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1d.tunesmith.task.v1.Checkpoint\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtunesmith/task/v1/event.proto\x12\x11tunesmith.task.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tunesmith/task/v1/quota_service.proto\x1a\x1ctunesmith/task/v1/task.proto\"\xec\x02\n\tTaskEvent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04task\x18\n \x01(\x0b\x32\x17.tunesmith.task.v1.TaskH\x00\x12/\n\x08progress\x18\x0b \x01(\x0b\x32\x1b.tunesmith.task.v1.ProgressH\x00\x12\x31\n\x07metrics\x18\x0c \x01(\x0b\x32\x1e.tunesmith.task.v1.MetricBatchH\x00\x12\x38\n\ncheckpoint\x18\r \x01(\x0b\x32\".tunesmith.task.v1.CheckpointEventH\x00\x12)\n\x05quota\x18\x0e \x01(\x0b\x32\x18.tunesmith.task.v1.QuotaH\x00\x42\t\n\x07payload\"=\n\x0bMetricBatch\x12.\n\x06points\x18\x01 \x03(\x0b\x32\x1e.tunesmith.task.v1.MetricPoint\"T\n\x0f\x43heckpointEvent\x12\x31\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1d.tunesmith.task.v1.Checkpoint\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tunesmith.task.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASKEVENT']._serialized_start=116
-  _globals['_TASKEVENT']._serialized_end=437
-  _globals['_METRICBATCH']._serialized_start=439
-  _globals['_METRICBATCH']._serialized_end=500
-  _globals['_CHECKPOINTEVENT']._serialized_start=502
-  _globals['_CHECKPOINTEVENT']._serialized_end=586
+  _globals['_TASKEVENT']._serialized_start=155
+  _globals['_TASKEVENT']._serialized_end=519
+  _globals['_METRICBATCH']._serialized_start=521
+  _globals['_METRICBATCH']._serialized_end=582
+  _globals['_CHECKPOINTEVENT']._serialized_start=584
+  _globals['_CHECKPOINTEVENT']._serialized_end=668
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from tunesmith.task.v1 import quota_service_pb2 as _quota_service_pb2
 from tunesmith.task.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
 import sys
@@ -39,6 +40,7 @@ class TaskEvent(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique id."""
     type: _builtins.str
@@ -69,6 +71,10 @@ class TaskEvent(_message.Message):
     def checkpoint(self) -> Global___CheckpointEvent:
         """For checkpoint.saved, removed and rejected."""
 
+    @_builtins.property
+    def quota(self) -> _quota_service_pb2.Quota:
+        """For quota.low and quota.exhausted."""
+
     def __init__(
         self,
         *,
@@ -81,12 +87,13 @@ class TaskEvent(_message.Message):
         progress: _task_pb2.Progress | None = ...,
         metrics: Global___MetricBatch | None = ...,
         checkpoint: Global___CheckpointEvent | None = ...,
+        quota: _quota_service_pb2.Quota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "metrics", b"metrics", "payload", b"payload", "progress", b"progress", "task", b"task", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "metrics", b"metrics", "payload", b"payload", "progress", b"progress", "quota", b"quota", "task", b"task", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "id", b"id", "metrics", b"metrics", "owner", b"owner", "payload", b"payload", "progress", b"progress", "task", b"task", "task_id", b"task_id", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "id", b"id", "metrics", b"metrics", "owner", b"owner", "payload", b"payload", "progress", b"progress", "quota", b"quota", "task", b"task", "task_id", b"task_id", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["task", "progress", "metrics", "checkpoint"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["task", "progress", "metrics", "checkpoint", "quota"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

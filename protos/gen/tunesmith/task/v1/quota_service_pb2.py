@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tunesmith/task/v1/quota_service.proto\x12\x11tunesmith.task.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\">\n\x05Quota\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x19\n\x11monthly_allowance\x18\x02 \x01(\x03\x12\x0c\n\x04used\x18\x03 \x01(\x03\"\x11\n\x0fGetQuotaRequest\";\n\x10GetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.tunesmith.task.v1.Quota\"U\n\x0fSetQuotaRequest\x12\x15\n\x04user\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12+\n\x11monthly_allowance\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b(\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\";\n\x10SetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.tunesmith.task.v1.Quota2\xe1\x01\n\x0cQuotaService\x12\x66\n\x08GetQuota\x12\".tunesmith.task.v1.GetQuotaRequest\x1a#.tunesmith.task.v1.GetQuotaResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/quota\x12i\n\x08SetQuota\x12\".tunesmith.task.v1.SetQuotaRequest\x1a#.tunesmith.task.v1.SetQuotaResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v1/quota:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tunesmith/task/v1/quota_service.proto\x12\x11tunesmith.task.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x01\n\x05Quota\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x19\n\x11monthly_allowance\x18\x02 \x01(\x03\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x11\n\tremaining\x18\x04 \x01(\x03\x12\x38\n\x10\x65xhausted_action\x18\x05 \x01(\x0e\x32\x1e.tunesmith.task.v1.QuotaAction\x12\x0b\n\x03low\x18\x06 \x01(\x08\x12.\n\nreset_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1f\n\x0fGetQuotaRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\";\n\x10GetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.tunesmith.task.v1.Quota\"\x99\x01\n\x0fSetQuotaRequest\x12\x15\n\x04user\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12+\n\x11monthly_allowance\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b(\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x12\x42\n\x10\x65xhausted_action\x18\x03 \x01(\x0e\x32\x1e.tunesmith.task.v1.QuotaActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\";\n\x10SetQuotaResponse\x12\'\n\x05quota\x18\x01 \x01(\x0b\x32\x18.tunesmith.task.v1.Quota*e\n\x0bQuotaAction\x12\x1c\n\x18QUOTA_ACTION_UNSPECIFIED\x10\x00\x12!\n\x1dQUOTA_ACTION_CONTINUE_UNSAVED\x10\x01\x12\x15\n\x11QUOTA_ACTION_STOP\x10\x02\x32\xe1\x01\n\x0cQuotaService\x12\x66\n\x08GetQuota\x12\".tunesmith.task.v1.GetQuotaRequest\x1a#.tunesmith.task.v1.GetQuotaResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/quota\x12i\n\x08SetQuota\x12\".tunesmith.task.v1.SetQuotaRequest\x1a#.tunesmith.task.v1.SetQuotaResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v1/quota:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,20 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETQUOTAREQUEST'].fields_by_name['user']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_SETQUOTAREQUEST'].fields_by_name['monthly_allowance']._loaded_options = None
   _globals['_SETQUOTAREQUEST'].fields_by_name['monthly_allowance']._serialized_options = b'\272H\r\"\013(\377\377\377\377\377\377\377\377\377\001'
+  _globals['_SETQUOTAREQUEST'].fields_by_name['exhausted_action']._loaded_options = None
+  _globals['_SETQUOTAREQUEST'].fields_by_name['exhausted_action']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_QUOTASERVICE'].methods_by_name['GetQuota']._loaded_options = None
   _globals['_QUOTASERVICE'].methods_by_name['GetQuota']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/quota'
   _globals['_QUOTASERVICE'].methods_by_name['SetQuota']._loaded_options = None
   _globals['_QUOTASERVICE'].methods_by_name['SetQuota']._serialized_options = b'\202\323\344\223\002\016\"\t/v1/quota:\001*'
-  _globals['_QUOTA']._serialized_start=119
-  _globals['_QUOTA']._serialized_end=181
-  _globals['_GETQUOTAREQUEST']._serialized_start=183
-  _globals['_GETQUOTAREQUEST']._serialized_end=200
-  _globals['_GETQUOTARESPONSE']._serialized_start=202
-  _globals['_GETQUOTARESPONSE']._serialized_end=261
-  _globals['_SETQUOTAREQUEST']._serialized_start=263
-  _globals['_SETQUOTAREQUEST']._serialized_end=348
-  _globals['_SETQUOTARESPONSE']._serialized_start=350
-  _globals['_SETQUOTARESPONSE']._serialized_end=409
-  _globals['_QUOTASERVICE']._serialized_start=412
-  _globals['_QUOTASERVICE']._serialized_end=637
+  _globals['_QUOTAACTION']._serialized_start=666
+  _globals['_QUOTAACTION']._serialized_end=767
+  _globals['_QUOTA']._serialized_start=153
+  _globals['_QUOTA']._serialized_end=353
+  _globals['_GETQUOTAREQUEST']._serialized_start=355
+  _globals['_GETQUOTAREQUEST']._serialized_end=386
+  _globals['_GETQUOTARESPONSE']._serialized_start=388
+  _globals['_GETQUOTARESPONSE']._serialized_end=447
+  _globals['_SETQUOTAREQUEST']._serialized_start=450
+  _globals['_SETQUOTAREQUEST']._serialized_end=603
+  _globals['_SETQUOTARESPONSE']._serialized_start=605
+  _globals['_SETQUOTARESPONSE']._serialized_end=664
+  _globals['_QUOTASERVICE']._serialized_start=770
+  _globals['_QUOTASERVICE']._serialized_end=995
 # @@protoc_insertion_point(module_scope)

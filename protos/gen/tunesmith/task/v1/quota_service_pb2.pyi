@@ -5,6 +5,8 @@ Checkpoint quotas."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,31 +18,71 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _QuotaAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuotaActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuotaAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUOTA_ACTION_UNSPECIFIED: _QuotaAction.ValueType  # 0
+    QUOTA_ACTION_CONTINUE_UNSAVED: _QuotaAction.ValueType  # 1
+    """It goes on and saves no more checkpoints; the finished model is kept all the same."""
+    QUOTA_ACTION_STOP: _QuotaAction.ValueType  # 2
+    """It saves one last checkpoint and stops."""
+
+class QuotaAction(_QuotaAction, metaclass=_QuotaActionEnumTypeWrapper):
+    """What happens to a running task whose owner's allowance is spent."""
+
+QUOTA_ACTION_UNSPECIFIED: QuotaAction.ValueType  # 0
+QUOTA_ACTION_CONTINUE_UNSAVED: QuotaAction.ValueType  # 1
+"""It goes on and saves no more checkpoints; the finished model is kept all the same."""
+QUOTA_ACTION_STOP: QuotaAction.ValueType  # 2
+"""It saves one last checkpoint and stops."""
+Global___QuotaAction: _TypeAlias = QuotaAction  # noqa: Y015
+
 @_typing.final
 class Quota(_message.Message):
-    """An allowance and its use."""
+    """An allowance and its use. A checkpoint counts once, when it is stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_FIELD_NUMBER: _builtins.int
     MONTHLY_ALLOWANCE_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_ACTION_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    RESET_TIME_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """User."""
     monthly_allowance: _builtins.int
     """Checkpoints a month; -1 means unlimited."""
     used: _builtins.int
     """Used this month."""
+    remaining: _builtins.int
+    """Checkpoints left; -1 means unlimited."""
+    exhausted_action: Global___QuotaAction.ValueType
+    """What happens when it is spent."""
+    low: _builtins.bool
+    """The allowance is nearly spent."""
+    @_builtins.property
+    def reset_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next month begins, in UTC."""
+
     def __init__(
         self,
         *,
         user: _builtins.str = ...,
         monthly_allowance: _builtins.int = ...,
         used: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        exhausted_action: Global___QuotaAction.ValueType = ...,
+        low: _builtins.bool = ...,
+        reset_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_time", b"reset_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["monthly_allowance", b"monthly_allowance", "used", b"used", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exhausted_action", b"exhausted_action", "low", b"low", "monthly_allowance", b"monthly_allowance", "remaining", b"remaining", "reset_time", b"reset_time", "used", b"used", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -52,12 +94,17 @@ class GetQuotaRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    USER_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """Another user, for administrators. Empty: the caller."""
     def __init__(
         self,
+        *,
+        user: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -95,19 +142,23 @@ class SetQuotaRequest(_message.Message):
 
     USER_FIELD_NUMBER: _builtins.int
     MONTHLY_ALLOWANCE_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_ACTION_FIELD_NUMBER: _builtins.int
     user: _builtins.str
     """User."""
     monthly_allowance: _builtins.int
     """Checkpoints a month; -1 means unlimited."""
+    exhausted_action: Global___QuotaAction.ValueType
+    """What happens when it is spent. Unset: as before, at first CONTINUE_UNSAVED."""
     def __init__(
         self,
         *,
         user: _builtins.str = ...,
         monthly_allowance: _builtins.int = ...,
+        exhausted_action: Global___QuotaAction.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["monthly_allowance", b"monthly_allowance", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exhausted_action", b"exhausted_action", "monthly_allowance", b"monthly_allowance", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,6 +97,54 @@ INTERVAL_STRATEGY_EPOCH: IntervalStrategy.ValueType  # 3
 """At the end of each epoch."""
 Global___IntervalStrategy: _TypeAlias = IntervalStrategy  # noqa: Y015
 
+class _WatchAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_ACTION_UNSPECIFIED: _WatchAction.ValueType  # 0
+    WATCH_ACTION_IGNORE: _WatchAction.ValueType  # 1
+    """Nothing is said."""
+    WATCH_ACTION_WARN: _WatchAction.ValueType  # 2
+    """A warning in the log and a metric."""
+    WATCH_ACTION_STOP: _WatchAction.ValueType  # 3
+    """Training ends; what was trained is kept."""
+
+class WatchAction(_WatchAction, metaclass=_WatchActionEnumTypeWrapper):
+    """What is done when something goes wrong that training could survive."""
+
+WATCH_ACTION_UNSPECIFIED: WatchAction.ValueType  # 0
+WATCH_ACTION_IGNORE: WatchAction.ValueType  # 1
+"""Nothing is said."""
+WATCH_ACTION_WARN: WatchAction.ValueType  # 2
+"""A warning in the log and a metric."""
+WATCH_ACTION_STOP: WatchAction.ValueType  # 3
+"""Training ends; what was trained is kept."""
+Global___WatchAction: _TypeAlias = WatchAction  # noqa: Y015
+
+class _Parallelism:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ParallelismEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Parallelism.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PARALLELISM_UNSPECIFIED: _Parallelism.ValueType  # 0
+    PARALLELISM_DATA: _Parallelism.ValueType  # 1
+    """Each has the whole model (distributed data parallel)."""
+    PARALLELISM_FULLY_SHARDED: _Parallelism.ValueType  # 2
+    """Weights, gradients and optimiser state are spread over them (fully sharded data parallel)."""
+
+class Parallelism(_Parallelism, metaclass=_ParallelismEnumTypeWrapper):
+    """How several devices share the work."""
+
+PARALLELISM_UNSPECIFIED: Parallelism.ValueType  # 0
+PARALLELISM_DATA: Parallelism.ValueType  # 1
+"""Each has the whole model (distributed data parallel)."""
+PARALLELISM_FULLY_SHARDED: Parallelism.ValueType  # 2
+"""Weights, gradients and optimiser state are spread over them (fully sharded data parallel)."""
+Global___Parallelism: _TypeAlias = Parallelism  # noqa: Y015
+
 class _ExportFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -182,6 +230,7 @@ class FinetuneSpec(_message.Message):
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
+    RESUME_FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
     LANGUAGE_MODEL_FIELD_NUMBER: _builtins.int
     IMAGE_CLASSIFIER_FIELD_NUMBER: _builtins.int
     OBJECT_DETECTOR_FIELD_NUMBER: _builtins.int
@@ -192,6 +241,10 @@ class FinetuneSpec(_message.Message):
     """
     output_dir: _builtins.str
     """Directory below an allowed root that receives the finished model. Empty: the platform's own output directory."""
+    resume_from_checkpoint: _builtins.str
+    """Directory of a checkpoint below an allowed root to go on from, with its optimiser, schedule and position in the data;
+    refused when it is of another base model, dataset or configuration. Empty: start anew.
+    """
     @_builtins.property
     def dataset(self) -> Global___DatasetSource:
         """What to train on."""
@@ -228,6 +281,7 @@ class FinetuneSpec(_message.Message):
         output_dir: _builtins.str = ...,
         devices: Global___DeviceRequest | None = ...,
         training: Global___TrainingParameters | None = ...,
+        resume_from_checkpoint: _builtins.str = ...,
         language_model: Global___LanguageModelParameters | None = ...,
         image_classifier: Global___ImageClassifierParameters | None = ...,
         object_detector: Global___ObjectDetectorParameters | None = ...,
@@ -235,7 +289,7 @@ class FinetuneSpec(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "devices", b"devices", "image_classifier", b"image_classifier", "language_model", b"language_model", "modality", b"modality", "object_detector", b"object_detector", "text_to_image", b"text_to_image", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "devices", b"devices", "image_classifier", b"image_classifier", "language_model", b"language_model", "modality", b"modality", "object_detector", b"object_detector", "output_dir", b"output_dir", "text_to_image", b"text_to_image", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "devices", b"devices", "image_classifier", b"image_classifier", "language_model", b"language_model", "modality", b"modality", "object_detector", b"object_detector", "output_dir", b"output_dir", "resume_from_checkpoint", b"resume_from_checkpoint", "text_to_image", b"text_to_image", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_modality: _TypeAlias = _typing.Literal["language_model", "image_classifier", "object_detector", "text_to_image"]  # noqa: Y015
     _WhichOneofArgType_modality: _TypeAlias = _typing.Literal["modality", b"modality"]  # noqa: Y015
@@ -252,32 +306,84 @@ class DatasetSource(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     DATASET_ID_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
+    HUB_ID_FIELD_NUMBER: _builtins.int
     VALIDATION_PATH_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """A file, or a directory with train.jsonl and optionally valid.jsonl and test.jsonl."""
     dataset_id: _builtins.str
     """Id of an uploaded dataset (DatasetService)."""
     uri: _builtins.str
     """An object-store address such as "s3://bucket/key"."""
+    hub_id: _builtins.str
+    """Hub id such as "tatsu-lab/alpaca", found in the local Hugging Face cache; nothing is downloaded."""
     validation_path: _builtins.str
     """Explicit file of the validation split; wins over a valid.jsonl found in the directory."""
+    @_builtins.property
+    def columns(self) -> Global___DatasetColumns:
+        """Which columns mean what. Unset: detected from the data."""
+
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
         dataset_id: _builtins.str = ...,
         uri: _builtins.str = ...,
+        hub_id: _builtins.str = ...,
         validation_path: _builtins.str = ...,
+        columns: Global___DatasetColumns | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "path", b"path", "source", b"source", "uri", b"uri"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dataset_id", b"dataset_id", "hub_id", b"hub_id", "path", b"path", "source", b"source", "uri", b"uri"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "path", b"path", "source", b"source", "uri", b"uri", "validation_path", b"validation_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "dataset_id", b"dataset_id", "hub_id", b"hub_id", "path", b"path", "source", b"source", "uri", b"uri", "validation_path", b"validation_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "dataset_id", "uri"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["path", "dataset_id", "uri", "hub_id"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___DatasetSource: _TypeAlias = DatasetSource  # noqa: Y015
+
+@_typing.final
+class DatasetColumns(_message.Message):
+    """Names of a dataset's columns. What is named wins over what would be detected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Plain text; excludes prompt and response."""
+    prompt: _builtins.str
+    """What the user says; with response."""
+    response: _builtins.str
+    """What the assistant answers."""
+    system: _builtins.str
+    """The system message."""
+    messages: _builtins.str
+    """A list of messages."""
+    label: _builtins.str
+    """The class of a text, for classification."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        response: _builtins.str = ...,
+        system: _builtins.str = ...,
+        messages: _builtins.str = ...,
+        label: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "messages", b"messages", "prompt", b"prompt", "response", b"response", "system", b"system", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetColumns: _TypeAlias = DatasetColumns  # noqa: Y015
 
 @_typing.final
 class DeviceRequest(_message.Message):
@@ -340,6 +446,17 @@ class TrainingParameters(_message.Message):
     TF32_FIELD_NUMBER: _builtins.int
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _builtins.int
     DATALOADER_NUM_WORKERS_FIELD_NUMBER: _builtins.int
+    DATALOADER_PIN_MEMORY_FIELD_NUMBER: _builtins.int
+    LR_SCHEDULER_NUM_CYCLES_FIELD_NUMBER: _builtins.int
+    MIN_LR_RATE_FIELD_NUMBER: _builtins.int
+    ADAM_BETA1_FIELD_NUMBER: _builtins.int
+    ADAM_BETA2_FIELD_NUMBER: _builtins.int
+    ADAM_EPSILON_FIELD_NUMBER: _builtins.int
+    LOG_LEVEL_FIELD_NUMBER: _builtins.int
+    DIVERGENCE_ACTION_FIELD_NUMBER: _builtins.int
+    STALL_ACTION_FIELD_NUMBER: _builtins.int
+    OVERFITTING_ACTION_FIELD_NUMBER: _builtins.int
+    PARALLELISM_FIELD_NUMBER: _builtins.int
     num_train_epochs: _builtins.float
     """Passes over the training set. Default 3."""
     max_steps: _builtins.int
@@ -394,6 +511,28 @@ class TrainingParameters(_message.Message):
     """Recompute activations in the backward pass to save memory. Default false."""
     dataloader_num_workers: _builtins.int
     """Processes that load data. Default 0 (the training process)."""
+    dataloader_pin_memory: _builtins.bool
+    """Copy batches to a GPU from page-locked memory. Default true."""
+    lr_scheduler_num_cycles: _builtins.float
+    """Waves of the schedules "cosine" (halves) and "cosine_with_restarts". Default: one descent."""
+    min_lr_rate: _builtins.float
+    """Lowest learning rate as a share of the peak, for "cosine_with_min_lr". Default 0.1."""
+    adam_beta1: _builtins.float
+    """First moment's decay of the Adam family. Default 0.9."""
+    adam_beta2: _builtins.float
+    """Second moment's decay of the Adam family. Default 0.999."""
+    adam_epsilon: _builtins.float
+    """Term that keeps divisions finite in the Adam family. Default 1e-8."""
+    log_level: _builtins.str
+    """How much the log says: "debug", "info", "warning" or "error". Default "info"."""
+    divergence_action: Global___WatchAction.ValueType
+    """What follows when the loss is no longer a number, or explodes. Default STOP, which fails the task with advice."""
+    stall_action: Global___WatchAction.ValueType
+    """What follows when the training loss has stopped falling. Default WARN."""
+    overfitting_action: Global___WatchAction.ValueType
+    """What follows when the validation loss rises while the training loss falls. Default WARN."""
+    parallelism: Global___Parallelism.ValueType
+    """How several devices share the work. Default DATA."""
     def __init__(
         self,
         *,
@@ -424,15 +563,36 @@ class TrainingParameters(_message.Message):
         tf32: _builtins.bool | None = ...,
         gradient_checkpointing: _builtins.bool | None = ...,
         dataloader_num_workers: _builtins.int | None = ...,
+        dataloader_pin_memory: _builtins.bool | None = ...,
+        lr_scheduler_num_cycles: _builtins.float | None = ...,
+        min_lr_rate: _builtins.float | None = ...,
+        adam_beta1: _builtins.float | None = ...,
+        adam_beta2: _builtins.float | None = ...,
+        adam_epsilon: _builtins.float | None = ...,
+        log_level: _builtins.str | None = ...,
+        divergence_action: Global___WatchAction.ValueType | None = ...,
+        stall_action: Global___WatchAction.ValueType | None = ...,
+        overfitting_action: Global___WatchAction.ValueType | None = ...,
+        parallelism: Global___Parallelism.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bf16", b"_bf16", "_dataloader_num_workers", b"_dataloader_num_workers", "_early_stopping_patience", b"_early_stopping_patience", "_early_stopping_threshold", b"_early_stopping_threshold", "_eval_steps", b"_eval_steps", "_eval_strategy", b"_eval_strategy", "_fp16", b"_fp16", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_learning_rate", b"_learning_rate", "_logging_steps", b"_logging_steps", "_lr_scheduler_type", b"_lr_scheduler_type", "_max_grad_norm", b"_max_grad_norm", "_max_steps", b"_max_steps", "_num_train_epochs", b"_num_train_epochs", "_optim", b"_optim", "_per_device_eval_batch_size", b"_per_device_eval_batch_size", "_per_device_train_batch_size", b"_per_device_train_batch_size", "_save_interval_minutes", b"_save_interval_minutes", "_save_steps", b"_save_steps", "_save_strategy", b"_save_strategy", "_save_total_limit", b"_save_total_limit", "_seed", b"_seed", "_tf32", b"_tf32", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "bf16", b"bf16", "dataloader_num_workers", b"dataloader_num_workers", "early_stopping_patience", b"early_stopping_patience", "early_stopping_threshold", b"early_stopping_threshold", "eval_steps", b"eval_steps", "eval_strategy", b"eval_strategy", "fp16", b"fp16", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "logging_steps", b"logging_steps", "lr_scheduler_type", b"lr_scheduler_type", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "num_train_epochs", b"num_train_epochs", "optim", b"optim", "per_device_eval_batch_size", b"per_device_eval_batch_size", "per_device_train_batch_size", b"per_device_train_batch_size", "save_interval_minutes", b"save_interval_minutes", "save_steps", b"save_steps", "save_strategy", b"save_strategy", "save_total_limit", b"save_total_limit", "seed", b"seed", "tf32", b"tf32", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_adam_epsilon", b"_adam_epsilon", "_bf16", b"_bf16", "_dataloader_num_workers", b"_dataloader_num_workers", "_dataloader_pin_memory", b"_dataloader_pin_memory", "_divergence_action", b"_divergence_action", "_early_stopping_patience", b"_early_stopping_patience", "_early_stopping_threshold", b"_early_stopping_threshold", "_eval_steps", b"_eval_steps", "_eval_strategy", b"_eval_strategy", "_fp16", b"_fp16", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_learning_rate", b"_learning_rate", "_log_level", b"_log_level", "_logging_steps", b"_logging_steps", "_lr_scheduler_num_cycles", b"_lr_scheduler_num_cycles", "_lr_scheduler_type", b"_lr_scheduler_type", "_max_grad_norm", b"_max_grad_norm", "_max_steps", b"_max_steps", "_min_lr_rate", b"_min_lr_rate", "_num_train_epochs", b"_num_train_epochs", "_optim", b"_optim", "_overfitting_action", b"_overfitting_action", "_parallelism", b"_parallelism", "_per_device_eval_batch_size", b"_per_device_eval_batch_size", "_per_device_train_batch_size", b"_per_device_train_batch_size", "_save_interval_minutes", b"_save_interval_minutes", "_save_steps", b"_save_steps", "_save_strategy", b"_save_strategy", "_save_total_limit", b"_save_total_limit", "_seed", b"_seed", "_stall_action", b"_stall_action", "_tf32", b"_tf32", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "adam_epsilon", b"adam_epsilon", "bf16", b"bf16", "dataloader_num_workers", b"dataloader_num_workers", "dataloader_pin_memory", b"dataloader_pin_memory", "divergence_action", b"divergence_action", "early_stopping_patience", b"early_stopping_patience", "early_stopping_threshold", b"early_stopping_threshold", "eval_steps", b"eval_steps", "eval_strategy", b"eval_strategy", "fp16", b"fp16", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "log_level", b"log_level", "logging_steps", b"logging_steps", "lr_scheduler_num_cycles", b"lr_scheduler_num_cycles", "lr_scheduler_type", b"lr_scheduler_type", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "min_lr_rate", b"min_lr_rate", "num_train_epochs", b"num_train_epochs", "optim", b"optim", "overfitting_action", b"overfitting_action", "parallelism", b"parallelism", "per_device_eval_batch_size", b"per_device_eval_batch_size", "per_device_train_batch_size", b"per_device_train_batch_size", "save_interval_minutes", b"save_interval_minutes", "save_steps", b"save_steps", "save_strategy", b"save_strategy", "save_total_limit", b"save_total_limit", "seed", b"seed", "stall_action", b"stall_action", "tf32", b"tf32", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bf16", b"_bf16", "_dataloader_num_workers", b"_dataloader_num_workers", "_early_stopping_patience", b"_early_stopping_patience", "_early_stopping_threshold", b"_early_stopping_threshold", "_eval_steps", b"_eval_steps", "_eval_strategy", b"_eval_strategy", "_fp16", b"_fp16", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_learning_rate", b"_learning_rate", "_logging_steps", b"_logging_steps", "_lr_scheduler_type", b"_lr_scheduler_type", "_max_grad_norm", b"_max_grad_norm", "_max_steps", b"_max_steps", "_num_train_epochs", b"_num_train_epochs", "_optim", b"_optim", "_per_device_eval_batch_size", b"_per_device_eval_batch_size", "_per_device_train_batch_size", b"_per_device_train_batch_size", "_save_interval_minutes", b"_save_interval_minutes", "_save_steps", b"_save_steps", "_save_strategy", b"_save_strategy", "_save_total_limit", b"_save_total_limit", "_seed", b"_seed", "_tf32", b"_tf32", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "bf16", b"bf16", "dataloader_num_workers", b"dataloader_num_workers", "early_stopping_patience", b"early_stopping_patience", "early_stopping_threshold", b"early_stopping_threshold", "eval_steps", b"eval_steps", "eval_strategy", b"eval_strategy", "fp16", b"fp16", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "logging_steps", b"logging_steps", "lr_scheduler_type", b"lr_scheduler_type", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "num_train_epochs", b"num_train_epochs", "optim", b"optim", "per_device_eval_batch_size", b"per_device_eval_batch_size", "per_device_train_batch_size", b"per_device_train_batch_size", "save_interval_minutes", b"save_interval_minutes", "save_steps", b"save_steps", "save_strategy", b"save_strategy", "save_total_limit", b"save_total_limit", "seed", b"seed", "tf32", b"tf32", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adam_beta1", b"_adam_beta1", "_adam_beta2", b"_adam_beta2", "_adam_epsilon", b"_adam_epsilon", "_bf16", b"_bf16", "_dataloader_num_workers", b"_dataloader_num_workers", "_dataloader_pin_memory", b"_dataloader_pin_memory", "_divergence_action", b"_divergence_action", "_early_stopping_patience", b"_early_stopping_patience", "_early_stopping_threshold", b"_early_stopping_threshold", "_eval_steps", b"_eval_steps", "_eval_strategy", b"_eval_strategy", "_fp16", b"_fp16", "_gradient_accumulation_steps", b"_gradient_accumulation_steps", "_gradient_checkpointing", b"_gradient_checkpointing", "_learning_rate", b"_learning_rate", "_log_level", b"_log_level", "_logging_steps", b"_logging_steps", "_lr_scheduler_num_cycles", b"_lr_scheduler_num_cycles", "_lr_scheduler_type", b"_lr_scheduler_type", "_max_grad_norm", b"_max_grad_norm", "_max_steps", b"_max_steps", "_min_lr_rate", b"_min_lr_rate", "_num_train_epochs", b"_num_train_epochs", "_optim", b"_optim", "_overfitting_action", b"_overfitting_action", "_parallelism", b"_parallelism", "_per_device_eval_batch_size", b"_per_device_eval_batch_size", "_per_device_train_batch_size", b"_per_device_train_batch_size", "_save_interval_minutes", b"_save_interval_minutes", "_save_steps", b"_save_steps", "_save_strategy", b"_save_strategy", "_save_total_limit", b"_save_total_limit", "_seed", b"_seed", "_stall_action", b"_stall_action", "_tf32", b"_tf32", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "adam_epsilon", b"adam_epsilon", "bf16", b"bf16", "dataloader_num_workers", b"dataloader_num_workers", "dataloader_pin_memory", b"dataloader_pin_memory", "divergence_action", b"divergence_action", "early_stopping_patience", b"early_stopping_patience", "early_stopping_threshold", b"early_stopping_threshold", "eval_steps", b"eval_steps", "eval_strategy", b"eval_strategy", "fp16", b"fp16", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "log_level", b"log_level", "logging_steps", b"logging_steps", "lr_scheduler_num_cycles", b"lr_scheduler_num_cycles", "lr_scheduler_type", b"lr_scheduler_type", "max_grad_norm", b"max_grad_norm", "max_steps", b"max_steps", "min_lr_rate", b"min_lr_rate", "num_train_epochs", b"num_train_epochs", "optim", b"optim", "overfitting_action", b"overfitting_action", "parallelism", b"parallelism", "per_device_eval_batch_size", b"per_device_eval_batch_size", "per_device_train_batch_size", b"per_device_train_batch_size", "save_interval_minutes", b"save_interval_minutes", "save_steps", b"save_steps", "save_strategy", b"save_strategy", "save_total_limit", b"save_total_limit", "seed", b"seed", "stall_action", b"stall_action", "tf32", b"tf32", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adam_beta1: _TypeAlias = _typing.Literal["adam_beta1"]  # noqa: Y015
+    _WhichOneofArgType__adam_beta1: _TypeAlias = _typing.Literal["_adam_beta1", b"_adam_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__adam_beta2: _TypeAlias = _typing.Literal["adam_beta2"]  # noqa: Y015
+    _WhichOneofArgType__adam_beta2: _TypeAlias = _typing.Literal["_adam_beta2", b"_adam_beta2"]  # noqa: Y015
+    _WhichOneofReturnType__adam_epsilon: _TypeAlias = _typing.Literal["adam_epsilon"]  # noqa: Y015
+    _WhichOneofArgType__adam_epsilon: _TypeAlias = _typing.Literal["_adam_epsilon", b"_adam_epsilon"]  # noqa: Y015
     _WhichOneofReturnType__bf16: _TypeAlias = _typing.Literal["bf16"]  # noqa: Y015
     _WhichOneofArgType__bf16: _TypeAlias = _typing.Literal["_bf16", b"_bf16"]  # noqa: Y015
     _WhichOneofReturnType__dataloader_num_workers: _TypeAlias = _typing.Literal["dataloader_num_workers"]  # noqa: Y015
     _WhichOneofArgType__dataloader_num_workers: _TypeAlias = _typing.Literal["_dataloader_num_workers", b"_dataloader_num_workers"]  # noqa: Y015
+    _WhichOneofReturnType__dataloader_pin_memory: _TypeAlias = _typing.Literal["dataloader_pin_memory"]  # noqa: Y015
+    _WhichOneofArgType__dataloader_pin_memory: _TypeAlias = _typing.Literal["_dataloader_pin_memory", b"_dataloader_pin_memory"]  # noqa: Y015
+    _WhichOneofReturnType__divergence_action: _TypeAlias = _typing.Literal["divergence_action"]  # noqa: Y015
+    _WhichOneofArgType__divergence_action: _TypeAlias = _typing.Literal["_divergence_action", b"_divergence_action"]  # noqa: Y015
     _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
     _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
     _WhichOneofReturnType__early_stopping_threshold: _TypeAlias = _typing.Literal["early_stopping_threshold"]  # noqa: Y015
@@ -449,18 +609,28 @@ class TrainingParameters(_message.Message):
     _WhichOneofArgType__gradient_checkpointing: _TypeAlias = _typing.Literal["_gradient_checkpointing", b"_gradient_checkpointing"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__log_level: _TypeAlias = _typing.Literal["log_level"]  # noqa: Y015
+    _WhichOneofArgType__log_level: _TypeAlias = _typing.Literal["_log_level", b"_log_level"]  # noqa: Y015
     _WhichOneofReturnType__logging_steps: _TypeAlias = _typing.Literal["logging_steps"]  # noqa: Y015
     _WhichOneofArgType__logging_steps: _TypeAlias = _typing.Literal["_logging_steps", b"_logging_steps"]  # noqa: Y015
+    _WhichOneofReturnType__lr_scheduler_num_cycles: _TypeAlias = _typing.Literal["lr_scheduler_num_cycles"]  # noqa: Y015
+    _WhichOneofArgType__lr_scheduler_num_cycles: _TypeAlias = _typing.Literal["_lr_scheduler_num_cycles", b"_lr_scheduler_num_cycles"]  # noqa: Y015
     _WhichOneofReturnType__lr_scheduler_type: _TypeAlias = _typing.Literal["lr_scheduler_type"]  # noqa: Y015
     _WhichOneofArgType__lr_scheduler_type: _TypeAlias = _typing.Literal["_lr_scheduler_type", b"_lr_scheduler_type"]  # noqa: Y015
     _WhichOneofReturnType__max_grad_norm: _TypeAlias = _typing.Literal["max_grad_norm"]  # noqa: Y015
     _WhichOneofArgType__max_grad_norm: _TypeAlias = _typing.Literal["_max_grad_norm", b"_max_grad_norm"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    _WhichOneofReturnType__min_lr_rate: _TypeAlias = _typing.Literal["min_lr_rate"]  # noqa: Y015
+    _WhichOneofArgType__min_lr_rate: _TypeAlias = _typing.Literal["_min_lr_rate", b"_min_lr_rate"]  # noqa: Y015
     _WhichOneofReturnType__num_train_epochs: _TypeAlias = _typing.Literal["num_train_epochs"]  # noqa: Y015
     _WhichOneofArgType__num_train_epochs: _TypeAlias = _typing.Literal["_num_train_epochs", b"_num_train_epochs"]  # noqa: Y015
     _WhichOneofReturnType__optim: _TypeAlias = _typing.Literal["optim"]  # noqa: Y015
     _WhichOneofArgType__optim: _TypeAlias = _typing.Literal["_optim", b"_optim"]  # noqa: Y015
+    _WhichOneofReturnType__overfitting_action: _TypeAlias = _typing.Literal["overfitting_action"]  # noqa: Y015
+    _WhichOneofArgType__overfitting_action: _TypeAlias = _typing.Literal["_overfitting_action", b"_overfitting_action"]  # noqa: Y015
+    _WhichOneofReturnType__parallelism: _TypeAlias = _typing.Literal["parallelism"]  # noqa: Y015
+    _WhichOneofArgType__parallelism: _TypeAlias = _typing.Literal["_parallelism", b"_parallelism"]  # noqa: Y015
     _WhichOneofReturnType__per_device_eval_batch_size: _TypeAlias = _typing.Literal["per_device_eval_batch_size"]  # noqa: Y015
     _WhichOneofArgType__per_device_eval_batch_size: _TypeAlias = _typing.Literal["_per_device_eval_batch_size", b"_per_device_eval_batch_size"]  # noqa: Y015
     _WhichOneofReturnType__per_device_train_batch_size: _TypeAlias = _typing.Literal["per_device_train_batch_size"]  # noqa: Y015
@@ -475,6 +645,8 @@ class TrainingParameters(_message.Message):
     _WhichOneofArgType__save_total_limit: _TypeAlias = _typing.Literal["_save_total_limit", b"_save_total_limit"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__stall_action: _TypeAlias = _typing.Literal["stall_action"]  # noqa: Y015
+    _WhichOneofArgType__stall_action: _TypeAlias = _typing.Literal["_stall_action", b"_stall_action"]  # noqa: Y015
     _WhichOneofReturnType__tf32: _TypeAlias = _typing.Literal["tf32"]  # noqa: Y015
     _WhichOneofArgType__tf32: _TypeAlias = _typing.Literal["_tf32", b"_tf32"]  # noqa: Y015
     _WhichOneofReturnType__warmup_ratio: _TypeAlias = _typing.Literal["warmup_ratio"]  # noqa: Y015
@@ -484,9 +656,19 @@ class TrainingParameters(_message.Message):
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adam_beta1) -> _WhichOneofReturnType__adam_beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adam_beta2) -> _WhichOneofReturnType__adam_beta2 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adam_epsilon) -> _WhichOneofReturnType__adam_epsilon | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__bf16) -> _WhichOneofReturnType__bf16 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dataloader_num_workers) -> _WhichOneofReturnType__dataloader_num_workers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dataloader_pin_memory) -> _WhichOneofReturnType__dataloader_pin_memory | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__divergence_action) -> _WhichOneofReturnType__divergence_action | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
     @_typing.overload
@@ -504,7 +686,11 @@ class TrainingParameters(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_level) -> _WhichOneofReturnType__log_level | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logging_steps) -> _WhichOneofReturnType__logging_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lr_scheduler_num_cycles) -> _WhichOneofReturnType__lr_scheduler_num_cycles | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lr_scheduler_type) -> _WhichOneofReturnType__lr_scheduler_type | None: ...
     @_typing.overload
@@ -512,9 +698,15 @@ class TrainingParameters(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_lr_rate) -> _WhichOneofReturnType__min_lr_rate | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__num_train_epochs) -> _WhichOneofReturnType__num_train_epochs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__optim) -> _WhichOneofReturnType__optim | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overfitting_action) -> _WhichOneofReturnType__overfitting_action | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallelism) -> _WhichOneofReturnType__parallelism | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__per_device_eval_batch_size) -> _WhichOneofReturnType__per_device_eval_batch_size | None: ...
     @_typing.overload
@@ -529,6 +721,8 @@ class TrainingParameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__save_total_limit) -> _WhichOneofReturnType__save_total_limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stall_action) -> _WhichOneofReturnType__stall_action | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tf32) -> _WhichOneofReturnType__tf32 | None: ...
     @_typing.overload
@@ -554,6 +748,13 @@ class LanguageModelParameters(_message.Message):
     EVAL_RATIO_FIELD_NUMBER: _builtins.int
     LORA_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
+    TEST_RATIO_FIELD_NUMBER: _builtins.int
+    SHUFFLE_FIELD_NUMBER: _builtins.int
+    PADDING_FREE_FIELD_NUMBER: _builtins.int
+    MERGE_AFTER_TRAINING_FIELD_NUMBER: _builtins.int
+    TRAIN_ON_PROMPT_FIELD_NUMBER: _builtins.int
+    TOKENIZER_PATH_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     objective: Global___Objective.ValueType
     """What is learnt. Default SUPERVISED."""
     method: Global___Method.ValueType
@@ -566,6 +767,18 @@ class LanguageModelParameters(_message.Message):
     """Use at most so many rows of the training file; 0 means all. Default 0."""
     eval_ratio: _builtins.float
     """Share of the training rows held out for validation when there is no validation file. Default 0."""
+    test_ratio: _builtins.float
+    """Share of the rows that are neither trained nor validated on, kept for a test at the end. Default 0."""
+    shuffle: _builtins.bool
+    """Take the rows in a new random order in each epoch. Default true."""
+    padding_free: _builtins.bool
+    """Lay the sequences of a batch end to end instead of padding them to one length. Default true."""
+    merge_after_training: _builtins.bool
+    """Write the adapter merged into its base model too, when training ends. Default false."""
+    train_on_prompt: _builtins.bool
+    """Count the loss of prompts too, not of replies alone. Default false."""
+    tokenizer_path: _builtins.str
+    """Directory of another tokenizer below an allowed root. Empty: the model's own."""
     @_builtins.property
     def lora(self) -> Global___LoraParameters:
         """Low-rank adapter; used with LORA and QLORA."""
@@ -573,6 +786,10 @@ class LanguageModelParameters(_message.Message):
     @_builtins.property
     def quantization(self) -> Global___QuantizationParameters:
         """Quantization of the frozen weights; used with QLORA."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Classes of a classification, in the order of their numbers. Empty: those of the training data, sorted."""
 
     def __init__(
         self,
@@ -585,10 +802,17 @@ class LanguageModelParameters(_message.Message):
         eval_ratio: _builtins.float | None = ...,
         lora: Global___LoraParameters | None = ...,
         quantization: Global___QuantizationParameters | None = ...,
+        test_ratio: _builtins.float | None = ...,
+        shuffle: _builtins.bool | None = ...,
+        padding_free: _builtins.bool | None = ...,
+        merge_after_training: _builtins.bool | None = ...,
+        train_on_prompt: _builtins.bool | None = ...,
+        tokenizer_path: _builtins.str = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_ratio", b"_eval_ratio", "_max_samples", b"_max_samples", "_max_seq_length", b"_max_seq_length", "_method", b"_method", "_objective", b"_objective", "_packing", b"_packing", "eval_ratio", b"eval_ratio", "lora", b"lora", "max_samples", b"max_samples", "max_seq_length", b"max_seq_length", "method", b"method", "objective", b"objective", "packing", b"packing", "quantization", b"quantization"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_ratio", b"_eval_ratio", "_max_samples", b"_max_samples", "_max_seq_length", b"_max_seq_length", "_merge_after_training", b"_merge_after_training", "_method", b"_method", "_objective", b"_objective", "_packing", b"_packing", "_padding_free", b"_padding_free", "_shuffle", b"_shuffle", "_test_ratio", b"_test_ratio", "_train_on_prompt", b"_train_on_prompt", "eval_ratio", b"eval_ratio", "lora", b"lora", "max_samples", b"max_samples", "max_seq_length", b"max_seq_length", "merge_after_training", b"merge_after_training", "method", b"method", "objective", b"objective", "packing", b"packing", "padding_free", b"padding_free", "quantization", b"quantization", "shuffle", b"shuffle", "test_ratio", b"test_ratio", "train_on_prompt", b"train_on_prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_ratio", b"_eval_ratio", "_max_samples", b"_max_samples", "_max_seq_length", b"_max_seq_length", "_method", b"_method", "_objective", b"_objective", "_packing", b"_packing", "eval_ratio", b"eval_ratio", "lora", b"lora", "max_samples", b"max_samples", "max_seq_length", b"max_seq_length", "method", b"method", "objective", b"objective", "packing", b"packing", "quantization", b"quantization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_ratio", b"_eval_ratio", "_max_samples", b"_max_samples", "_max_seq_length", b"_max_seq_length", "_merge_after_training", b"_merge_after_training", "_method", b"_method", "_objective", b"_objective", "_packing", b"_packing", "_padding_free", b"_padding_free", "_shuffle", b"_shuffle", "_test_ratio", b"_test_ratio", "_train_on_prompt", b"_train_on_prompt", "eval_ratio", b"eval_ratio", "labels", b"labels", "lora", b"lora", "max_samples", b"max_samples", "max_seq_length", b"max_seq_length", "merge_after_training", b"merge_after_training", "method", b"method", "objective", b"objective", "packing", b"packing", "padding_free", b"padding_free", "quantization", b"quantization", "shuffle", b"shuffle", "test_ratio", b"test_ratio", "tokenizer_path", b"tokenizer_path", "train_on_prompt", b"train_on_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eval_ratio: _TypeAlias = _typing.Literal["eval_ratio"]  # noqa: Y015
     _WhichOneofArgType__eval_ratio: _TypeAlias = _typing.Literal["_eval_ratio", b"_eval_ratio"]  # noqa: Y015
@@ -596,12 +820,22 @@ class LanguageModelParameters(_message.Message):
     _WhichOneofArgType__max_samples: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples"]  # noqa: Y015
     _WhichOneofReturnType__max_seq_length: _TypeAlias = _typing.Literal["max_seq_length"]  # noqa: Y015
     _WhichOneofArgType__max_seq_length: _TypeAlias = _typing.Literal["_max_seq_length", b"_max_seq_length"]  # noqa: Y015
+    _WhichOneofReturnType__merge_after_training: _TypeAlias = _typing.Literal["merge_after_training"]  # noqa: Y015
+    _WhichOneofArgType__merge_after_training: _TypeAlias = _typing.Literal["_merge_after_training", b"_merge_after_training"]  # noqa: Y015
     _WhichOneofReturnType__method: _TypeAlias = _typing.Literal["method"]  # noqa: Y015
     _WhichOneofArgType__method: _TypeAlias = _typing.Literal["_method", b"_method"]  # noqa: Y015
     _WhichOneofReturnType__objective: _TypeAlias = _typing.Literal["objective"]  # noqa: Y015
     _WhichOneofArgType__objective: _TypeAlias = _typing.Literal["_objective", b"_objective"]  # noqa: Y015
     _WhichOneofReturnType__packing: _TypeAlias = _typing.Literal["packing"]  # noqa: Y015
     _WhichOneofArgType__packing: _TypeAlias = _typing.Literal["_packing", b"_packing"]  # noqa: Y015
+    _WhichOneofReturnType__padding_free: _TypeAlias = _typing.Literal["padding_free"]  # noqa: Y015
+    _WhichOneofArgType__padding_free: _TypeAlias = _typing.Literal["_padding_free", b"_padding_free"]  # noqa: Y015
+    _WhichOneofReturnType__shuffle: _TypeAlias = _typing.Literal["shuffle"]  # noqa: Y015
+    _WhichOneofArgType__shuffle: _TypeAlias = _typing.Literal["_shuffle", b"_shuffle"]  # noqa: Y015
+    _WhichOneofReturnType__test_ratio: _TypeAlias = _typing.Literal["test_ratio"]  # noqa: Y015
+    _WhichOneofArgType__test_ratio: _TypeAlias = _typing.Literal["_test_ratio", b"_test_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__train_on_prompt: _TypeAlias = _typing.Literal["train_on_prompt"]  # noqa: Y015
+    _WhichOneofArgType__train_on_prompt: _TypeAlias = _typing.Literal["_train_on_prompt", b"_train_on_prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_ratio) -> _WhichOneofReturnType__eval_ratio | None: ...
     @_typing.overload
@@ -609,11 +843,21 @@ class LanguageModelParameters(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_seq_length) -> _WhichOneofReturnType__max_seq_length | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__merge_after_training) -> _WhichOneofReturnType__merge_after_training | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__objective) -> _WhichOneofReturnType__objective | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__packing) -> _WhichOneofReturnType__packing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__padding_free) -> _WhichOneofReturnType__padding_free | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shuffle) -> _WhichOneofReturnType__shuffle | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__test_ratio) -> _WhichOneofReturnType__test_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__train_on_prompt) -> _WhichOneofReturnType__train_on_prompt | None: ...
 
 Global___LanguageModelParameters: _TypeAlias = LanguageModelParameters  # noqa: Y015
 

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tunesmith.task.v1 import event_pb2 as _event_pb2
+from tunesmith.task.v1 import quota_service_pb2 as _quota_service_pb2
 from tunesmith.task.v1 import spec_pb2 as _spec_pb2
 from tunesmith.task.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
@@ -118,6 +119,8 @@ class CreateTaskRequest(_message.Message):
     DEFAULT_FIELDS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name; several tasks may share it."""
     description: _builtins.str
@@ -128,6 +131,10 @@ class CreateTaskRequest(_message.Message):
     """Pool of workers. Empty: "default"."""
     validate_only: _builtins.bool
     """Check only: report every problem, create nothing."""
+    template_id: _builtins.str
+    """Template whose parameters fill what spec leaves out; the task keeps its own copy of them."""
+    template_version: _builtins.int
+    """Version of the template; 0 means the newest."""
     @_builtins.property
     def spec(self) -> _spec_pb2.TaskSpec:
         """What to do."""
@@ -158,10 +165,12 @@ class CreateTaskRequest(_message.Message):
         default_fields: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
+        template_id: _builtins.str = ...,
+        template_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_fields", b"default_fields", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "name", b"name", "pool", b"pool", "request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_fields", b"default_fields", "depends_on", b"depends_on", "description", b"description", "labels", b"labels", "name", b"name", "pool", b"pool", "request_id", b"request_id", "spec", b"spec", "template_id", b"template_id", "template_version", b"template_version", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -875,6 +884,7 @@ class ClaimTaskResponse(_message.Message):
     RESUME_EXACT_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     DEPENDENCY_OUTPUTS_FIELD_NUMBER: _builtins.int
+    ALLOWANCE_FIELD_NUMBER: _builtins.int
     resume_exact: _builtins.bool
     """Checkpoint the user named; no other may be used when it is bad."""
     lease_seconds: _builtins.float
@@ -891,6 +901,10 @@ class ClaimTaskResponse(_message.Message):
     def dependency_outputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Object-store prefixes of the outputs of the tasks this one depends on, by task id."""
 
+    @_builtins.property
+    def allowance(self) -> Global___CheckpointAllowance:
+        """What is left of the owner's checkpoint quota."""
+
     def __init__(
         self,
         *,
@@ -899,14 +913,41 @@ class ClaimTaskResponse(_message.Message):
         resume_exact: _builtins.bool = ...,
         lease_seconds: _builtins.float = ...,
         dependency_outputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        allowance: Global___CheckpointAllowance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dependency_outputs", b"dependency_outputs", "lease_seconds", b"lease_seconds", "resume_exact", b"resume_exact", "resume_from", b"resume_from", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "dependency_outputs", b"dependency_outputs", "lease_seconds", b"lease_seconds", "resume_exact", b"resume_exact", "resume_from", b"resume_from", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClaimTaskResponse: _TypeAlias = ClaimTaskResponse  # noqa: Y015
+
+@_typing.final
+class CheckpointAllowance(_message.Message):
+    """What is left of a quota, and what a worker does once nothing is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMAINING_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_ACTION_FIELD_NUMBER: _builtins.int
+    remaining: _builtins.int
+    """Checkpoints that may still be stored; -1 means unlimited."""
+    exhausted_action: _quota_service_pb2.QuotaAction.ValueType
+    """What to do when there are none."""
+    def __init__(
+        self,
+        *,
+        remaining: _builtins.int = ...,
+        exhausted_action: _quota_service_pb2.QuotaAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exhausted_action", b"exhausted_action", "remaining", b"remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointAllowance: _TypeAlias = CheckpointAllowance  # noqa: Y015
 
 @_typing.final
 class HeartbeatTaskRequest(_message.Message):
@@ -950,21 +991,27 @@ class HeartbeatTaskResponse(_message.Message):
 
     DIRECTIVE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    ALLOWANCE_FIELD_NUMBER: _builtins.int
     directive: Global___Directive.ValueType
     """What to do."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the task service answered."""
 
+    @_builtins.property
+    def allowance(self) -> Global___CheckpointAllowance:
+        """What is left of the owner's checkpoint quota."""
+
     def __init__(
         self,
         *,
         directive: Global___Directive.ValueType = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        allowance: Global___CheckpointAllowance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "directive", b"directive", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.task.v1 import spec_pb2 as tunesmith_dot_task_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/task/v1/template_service.proto\x12\x11tunesmith.task.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ctunesmith/task/v1/spec.proto\"d\n\x08Template\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.tunesmith.task.v1.FinetuneSpec\"e\n\x15\x43reateTemplateRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x35\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.tunesmith.task.v1.FinetuneSpecB\x06\xbaH\x03\xd8\x01\x03\"G\n\x16\x43reateTemplateResponse\x12-\n\x08template\x18\x01 \x01(\x0b\x32\x1b.tunesmith.task.v1.Template\"I\n\x14ListTemplatesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x15ListTemplatesResponse\x12.\n\ttemplates\x18\x01 \x03(\x0b\x32\x1b.tunesmith.task.v1.Template\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x15\x44\x65leteTemplateRequest\x12\x1c\n\x0btemplate_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"\x18\n\x16\x44\x65leteTemplateResponse2\x9a\x03\n\x0fTemplateService\x12\x7f\n\x0e\x43reateTemplate\x12(.tunesmith.task.v1.CreateTemplateRequest\x1a).tunesmith.task.v1.CreateTemplateResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/templates:\x01*\x12y\n\rListTemplates\x12\'.tunesmith.task.v1.ListTemplatesRequest\x1a(.tunesmith.task.v1.ListTemplatesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/templates\x12\x8a\x01\n\x0e\x44\x65leteTemplate\x12(.tunesmith.task.v1.DeleteTemplateRequest\x1a).tunesmith.task.v1.DeleteTemplateResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/templates/{template_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/task/v1/template_service.proto\x12\x11tunesmith.task.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctunesmith/task/v1/spec.proto\"\xf3\x01\n\x08Template\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12-\n\x04spec\x18\x04 \x01(\x0b\x32\x1f.tunesmith.task.v1.FinetuneSpec\x12\x0f\n\x07\x62uiltin\x18\x05 \x01(\x08\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12\x0f\n\x07name_zh\x18\x08 \x01(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_of_type\x18\t \x01(\x08\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9b\x01\n\x15\x43reateTemplateRequest\x12\x15\n\x04name\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x35\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.tunesmith.task.v1.FinetuneSpecB\x06\xbaH\x03\xd8\x01\x03\x12\x15\n\x04type\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\"G\n\x16\x43reateTemplateResponse\x12-\n\x08template\x18\x01 \x01(\x0b\x32\x1b.tunesmith.task.v1.Template\"L\n\x12GetTemplateRequest\x12\x1c\n\x0btemplate_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x18\n\x07version\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"D\n\x13GetTemplateResponse\x12-\n\x08template\x18\x01 \x01(\x0b\x32\x1b.tunesmith.task.v1.Template\"W\n\x14ListTemplatesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\"`\n\x15ListTemplatesResponse\x12.\n\ttemplates\x18\x01 \x03(\x0b\x32\x1b.tunesmith.task.v1.Template\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x15\x44\x65leteTemplateRequest\x12\x1c\n\x0btemplate_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"\x18\n\x16\x44\x65leteTemplateResponse2\x9e\x04\n\x0fTemplateService\x12\x7f\n\x0e\x43reateTemplate\x12(.tunesmith.task.v1.CreateTemplateRequest\x1a).tunesmith.task.v1.CreateTemplateResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/templates:\x01*\x12\x81\x01\n\x0bGetTemplate\x12%.tunesmith.task.v1.GetTemplateRequest\x1a&.tunesmith.task.v1.GetTemplateResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/templates/{template_id}\x12y\n\rListTemplates\x12\'.tunesmith.task.v1.ListTemplatesRequest\x1a(.tunesmith.task.v1.ListTemplatesResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/templates\x12\x8a\x01\n\x0e\x44\x65leteTemplate\x12(.tunesmith.task.v1.DeleteTemplateRequest\x1a).tunesmith.task.v1.DeleteTemplateResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/templates/{template_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,30 +39,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETEMPLATEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_CREATETEMPLATEREQUEST'].fields_by_name['spec']._loaded_options = None
   _globals['_CREATETEMPLATEREQUEST'].fields_by_name['spec']._serialized_options = b'\272H\003\330\001\003'
+  _globals['_CREATETEMPLATEREQUEST'].fields_by_name['type']._loaded_options = None
+  _globals['_CREATETEMPLATEREQUEST'].fields_by_name['type']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_CREATETEMPLATEREQUEST'].fields_by_name['description']._loaded_options = None
+  _globals['_CREATETEMPLATEREQUEST'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\320\017'
+  _globals['_GETTEMPLATEREQUEST'].fields_by_name['template_id']._loaded_options = None
+  _globals['_GETTEMPLATEREQUEST'].fields_by_name['template_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_GETTEMPLATEREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_GETTEMPLATEREQUEST'].fields_by_name['version']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTTEMPLATESREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTTEMPLATESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_DELETETEMPLATEREQUEST'].fields_by_name['template_id']._loaded_options = None
   _globals['_DELETETEMPLATEREQUEST'].fields_by_name['template_id']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_TEMPLATESERVICE'].methods_by_name['CreateTemplate']._loaded_options = None
   _globals['_TEMPLATESERVICE'].methods_by_name['CreateTemplate']._serialized_options = b'\202\323\344\223\002\022\"\r/v1/templates:\001*'
+  _globals['_TEMPLATESERVICE'].methods_by_name['GetTemplate']._loaded_options = None
+  _globals['_TEMPLATESERVICE'].methods_by_name['GetTemplate']._serialized_options = b'\202\323\344\223\002\035\022\033/v1/templates/{template_id}'
   _globals['_TEMPLATESERVICE'].methods_by_name['ListTemplates']._loaded_options = None
   _globals['_TEMPLATESERVICE'].methods_by_name['ListTemplates']._serialized_options = b'\202\323\344\223\002\017\022\r/v1/templates'
   _globals['_TEMPLATESERVICE'].methods_by_name['DeleteTemplate']._loaded_options = None
   _globals['_TEMPLATESERVICE'].methods_by_name['DeleteTemplate']._serialized_options = b'\202\323\344\223\002\035*\033/v1/templates/{template_id}'
-  _globals['_TEMPLATE']._serialized_start=152
-  _globals['_TEMPLATE']._serialized_end=252
-  _globals['_CREATETEMPLATEREQUEST']._serialized_start=254
-  _globals['_CREATETEMPLATEREQUEST']._serialized_end=355
-  _globals['_CREATETEMPLATERESPONSE']._serialized_start=357
-  _globals['_CREATETEMPLATERESPONSE']._serialized_end=428
-  _globals['_LISTTEMPLATESREQUEST']._serialized_start=430
-  _globals['_LISTTEMPLATESREQUEST']._serialized_end=503
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=505
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=601
-  _globals['_DELETETEMPLATEREQUEST']._serialized_start=603
-  _globals['_DELETETEMPLATEREQUEST']._serialized_end=656
-  _globals['_DELETETEMPLATERESPONSE']._serialized_start=658
-  _globals['_DELETETEMPLATERESPONSE']._serialized_end=682
-  _globals['_TEMPLATESERVICE']._serialized_start=685
-  _globals['_TEMPLATESERVICE']._serialized_end=1095
+  _globals['_TEMPLATE']._serialized_start=186
+  _globals['_TEMPLATE']._serialized_end=429
+  _globals['_CREATETEMPLATEREQUEST']._serialized_start=432
+  _globals['_CREATETEMPLATEREQUEST']._serialized_end=587
+  _globals['_CREATETEMPLATERESPONSE']._serialized_start=589
+  _globals['_CREATETEMPLATERESPONSE']._serialized_end=660
+  _globals['_GETTEMPLATEREQUEST']._serialized_start=662
+  _globals['_GETTEMPLATEREQUEST']._serialized_end=738
+  _globals['_GETTEMPLATERESPONSE']._serialized_start=740
+  _globals['_GETTEMPLATERESPONSE']._serialized_end=808
+  _globals['_LISTTEMPLATESREQUEST']._serialized_start=810
+  _globals['_LISTTEMPLATESREQUEST']._serialized_end=897
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=899
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=995
+  _globals['_DELETETEMPLATEREQUEST']._serialized_start=997
+  _globals['_DELETETEMPLATEREQUEST']._serialized_end=1050
+  _globals['_DELETETEMPLATERESPONSE']._serialized_start=1052
+  _globals['_DELETETEMPLATERESPONSE']._serialized_end=1076
+  _globals['_TEMPLATESERVICE']._serialized_start=1079
+  _globals['_TEMPLATESERVICE']._serialized_end=1621
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Parameter templates."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from tunesmith.task.v1 import spec_pb2 as _spec_pb2
 import builtins as _builtins
@@ -29,15 +30,35 @@ class Template(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    BUILTIN_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    NAME_ZH_FIELD_NUMBER: _builtins.int
+    DEFAULT_OF_TYPE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Id."""
+    """Id; those of the platform's own begin with "builtin-"."""
     name: _builtins.str
     """Name."""
     version: _builtins.int
     """Version, from 1."""
+    builtin: _builtins.bool
+    """The platform's own: cannot be changed."""
+    type: _builtins.str
+    """Kind of training: "sft", "pretrain", "classification", "image_classifier", ..."""
+    description: _builtins.str
+    """What it is for."""
+    name_zh: _builtins.str
+    """Name in Chinese, of the platform's own."""
+    default_of_type: _builtins.bool
+    """The template of its type that a form starts with."""
     @_builtins.property
     def spec(self) -> _spec_pb2.FinetuneSpec:
-        """Parameters."""
+        """Parameters; what is not set is left to the task. Its base model, dataset and directories may be empty."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """This version was created."""
 
     def __init__(
         self,
@@ -46,10 +67,16 @@ class Template(_message.Message):
         name: _builtins.str = ...,
         version: _builtins.int = ...,
         spec: _spec_pb2.FinetuneSpec | None = ...,
+        builtin: _builtins.bool = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
+        name_zh: _builtins.str = ...,
+        default_of_type: _builtins.bool = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "spec", b"spec", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["builtin", b"builtin", "create_time", b"create_time", "default_of_type", b"default_of_type", "description", b"description", "id", b"id", "name", b"name", "name_zh", b"name_zh", "spec", b"spec", "type", b"type", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -63,8 +90,14 @@ class CreateTemplateRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
+    type: _builtins.str
+    """Kind of training. Empty: told from the parameters."""
+    description: _builtins.str
+    """What it is for."""
     @_builtins.property
     def spec(self) -> _spec_pb2.FinetuneSpec:
         """Parameters."""
@@ -74,10 +107,12 @@ class CreateTemplateRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         spec: _spec_pb2.FinetuneSpec | None = ...,
+        type: _builtins.str = ...,
+        description: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "spec", b"spec", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -108,6 +143,56 @@ class CreateTemplateResponse(_message.Message):
 Global___CreateTemplateResponse: _TypeAlias = CreateTemplateResponse  # noqa: Y015
 
 @_typing.final
+class GetTemplateRequest(_message.Message):
+    """Request of GetTemplate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    template_id: _builtins.str
+    """Id."""
+    version: _builtins.int
+    """Version; 0 means the newest."""
+    def __init__(
+        self,
+        *,
+        template_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["template_id", b"template_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTemplateRequest: _TypeAlias = GetTemplateRequest  # noqa: Y015
+
+@_typing.final
+class GetTemplateResponse(_message.Message):
+    """Response of GetTemplate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def template(self) -> Global___Template:
+        """The template."""
+
+    def __init__(
+        self,
+        *,
+        template: Global___Template | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTemplateResponse: _TypeAlias = GetTemplateResponse  # noqa: Y015
+
+@_typing.final
 class ListTemplatesRequest(_message.Message):
     """Request of ListTemplates."""
 
@@ -115,19 +200,23 @@ class ListTemplatesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Templates per page. Default 50."""
     page_token: _builtins.str
     """Token of the next page."""
+    type: _builtins.str
+    """Only templates of this kind of training."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,11 @@ class TemplateServiceStub:
                 request_serializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.CreateTemplateRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.CreateTemplateResponse.FromString,
                 _registered_method=True)
+        self.GetTemplate = channel.unary_unary(
+                '/tunesmith.task.v1.TemplateService/GetTemplate',
+                request_serializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.GetTemplateRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.GetTemplateResponse.FromString,
+                _registered_method=True)
         self.ListTemplates = channel.unary_unary(
                 '/tunesmith.task.v1.TemplateService/ListTemplates',
                 request_serializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.ListTemplatesRequest.SerializeToString,
@@ -57,21 +62,28 @@ class TemplateServiceServicer:
     """
 
     def CreateTemplate(self, request, context):
-        """Creates a template, or a new version of one.
+        """Creates a user's template, or the next version of the caller's template of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTemplate(self, request, context):
+        """Returns a template, its newest version unless another is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTemplates(self, request, context):
-        """Lists templates.
+        """Lists the platform's templates and the caller's own, each in its newest version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTemplate(self, request, context):
-        """Deletes a user's template.
+        """Deletes a user's template with all its versions. Tasks keep the parameters that they took from it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +96,11 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     servicer.CreateTemplate,
                     request_deserializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.CreateTemplateRequest.FromString,
                     response_serializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.CreateTemplateResponse.SerializeToString,
+            ),
+            'GetTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTemplate,
+                    request_deserializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.GetTemplateRequest.FromString,
+                    response_serializer=tunesmith_dot_task_dot_v1_dot_template__service__pb2.GetTemplateResponse.SerializeToString,
             ),
             'ListTemplates': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTemplates,
@@ -124,6 +141,33 @@ class TemplateService:
             '/tunesmith.task.v1.TemplateService/CreateTemplate',
             tunesmith_dot_task_dot_v1_dot_template__service__pb2.CreateTemplateRequest.SerializeToString,
             tunesmith_dot_task_dot_v1_dot_template__service__pb2.CreateTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.task.v1.TemplateService/GetTemplate',
+            tunesmith_dot_task_dot_v1_dot_template__service__pb2.GetTemplateRequest.SerializeToString,
+            tunesmith_dot_task_dot_v1_dot_template__service__pb2.GetTemplateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,11 +34,13 @@ class TemplateServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TemplateServiceAsyncStub: ...
     CreateTemplate: _grpc.UnaryUnaryMultiCallable[_template_service_pb2.CreateTemplateRequest, _template_service_pb2.CreateTemplateResponse]
-    """Creates a template, or a new version of one."""
+    """Creates a user's template, or the next version of the caller's template of that name."""
+    GetTemplate: _grpc.UnaryUnaryMultiCallable[_template_service_pb2.GetTemplateRequest, _template_service_pb2.GetTemplateResponse]
+    """Returns a template, its newest version unless another is named."""
     ListTemplates: _grpc.UnaryUnaryMultiCallable[_template_service_pb2.ListTemplatesRequest, _template_service_pb2.ListTemplatesResponse]
-    """Lists templates."""
+    """Lists the platform's templates and the caller's own, each in its newest version."""
     DeleteTemplate: _grpc.UnaryUnaryMultiCallable[_template_service_pb2.DeleteTemplateRequest, _template_service_pb2.DeleteTemplateResponse]
-    """Deletes a user's template."""
+    """Deletes a user's template with all its versions. Tasks keep the parameters that they took from it."""
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
@@ -46,11 +48,13 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTemplate: _aio.UnaryUnaryMultiCallable[_template_service_pb2.CreateTemplateRequest, _template_service_pb2.CreateTemplateResponse]  # type: ignore[assignment]
-    """Creates a template, or a new version of one."""
+    """Creates a user's template, or the next version of the caller's template of that name."""
+    GetTemplate: _aio.UnaryUnaryMultiCallable[_template_service_pb2.GetTemplateRequest, _template_service_pb2.GetTemplateResponse]  # type: ignore[assignment]
+    """Returns a template, its newest version unless another is named."""
     ListTemplates: _aio.UnaryUnaryMultiCallable[_template_service_pb2.ListTemplatesRequest, _template_service_pb2.ListTemplatesResponse]  # type: ignore[assignment]
-    """Lists templates."""
+    """Lists the platform's templates and the caller's own, each in its newest version."""
     DeleteTemplate: _aio.UnaryUnaryMultiCallable[_template_service_pb2.DeleteTemplateRequest, _template_service_pb2.DeleteTemplateResponse]  # type: ignore[assignment]
-    """Deletes a user's template."""
+    """Deletes a user's template with all its versions. Tasks keep the parameters that they took from it."""
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps named sets of parameters. A task keeps its own copy, so later edits do not touch it."""
@@ -61,7 +65,15 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _template_service_pb2.CreateTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_template_service_pb2.CreateTemplateResponse, _abc.Awaitable[_template_service_pb2.CreateTemplateResponse]]:
-        """Creates a template, or a new version of one."""
+        """Creates a user's template, or the next version of the caller's template of that name."""
+
+    @_abc_1.abstractmethod
+    def GetTemplate(
+        self,
+        request: _template_service_pb2.GetTemplateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_service_pb2.GetTemplateResponse, _abc.Awaitable[_template_service_pb2.GetTemplateResponse]]:
+        """Returns a template, its newest version unless another is named."""
 
     @_abc_1.abstractmethod
     def ListTemplates(
@@ -69,7 +81,7 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _template_service_pb2.ListTemplatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_template_service_pb2.ListTemplatesResponse, _abc.Awaitable[_template_service_pb2.ListTemplatesResponse]]:
-        """Lists templates."""
+        """Lists the platform's templates and the caller's own, each in its newest version."""
 
     @_abc_1.abstractmethod
     def DeleteTemplate(
@@ -77,6 +89,6 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _template_service_pb2.DeleteTemplateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_template_service_pb2.DeleteTemplateResponse, _abc.Awaitable[_template_service_pb2.DeleteTemplateResponse]]:
-        """Deletes a user's template."""
+        """Deletes a user's template with all its versions. Tasks keep the parameters that they took from it."""
 
 def add_TemplateServiceServicer_to_server(servicer: TemplateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from tunesmith.task.v1 import spec_pb2 as tunesmith_dot_task_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tunesmith/trainer/v1/trainer_service.proto\x12\x14tunesmith.trainer.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ctunesmith/task/v1/spec.proto\"j\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x14\n\x0cmemory_total\x18\x04 \x01(\x03\x12\x13\n\x0bmemory_free\x18\x05 \x01(\x03\x12\r\n\x05\x63ores\x18\x06 \x01(\x05\"\x14\n\x12ListDevicesRequest\"D\n\x13ListDevicesResponse\x12-\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1c.tunesmith.trainer.v1.Device\"\x19\n\x17\x43heckEnvironmentRequest\"K\n\x10\x45nvironmentCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x04 \x01(\t\"a\n\x18\x43heckEnvironmentResponse\x12\x36\n\x06\x63hecks\x18\x01 \x03(\x0b\x32&.tunesmith.trainer.v1.EnvironmentCheck\x12\r\n\x05ready\x18\x02 \x01(\x08\"Q\n\x18\x45stimateResourcesRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.tunesmith.task.v1.FinetuneSpecB\x06\xbaH\x03\xc8\x01\x01\"t\n\x19\x45stimateResourcesResponse\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\x03 \x01(\x03\x12\x18\n\x10\x64uration_seconds\x18\x04 \x01(\x01\"~\n\tBaseModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x12\n\nparameters\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x0f\n\x07vram_gb\x18\x06 \x01(\x01\x12\r\n\x05local\x18\x07 \x01(\x08\")\n\x15ListBaseModelsRequest\x12\x10\n\x08modality\x18\x01 \x01(\t\"I\n\x16ListBaseModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.tunesmith.trainer.v1.BaseModel\"S\n\x16ValidateDatasetRequest\x12\x39\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32 .tunesmith.task.v1.DatasetSourceB\x06\xbaH\x03\xc8\x01\x01\"q\n\x0e\x44\x61tasetProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x13\n\x0b\x66irst_lines\x18\x06 \x03(\x03\"~\n\x17ValidateDatasetResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x36\n\x08problems\x18\x04 \x03(\x0b\x32$.tunesmith.trainer.v1.DatasetProblem\"k\n\x15PreviewDatasetRequest\x12\x39\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32 .tunesmith.task.v1.DatasetSourceB\x06\xbaH\x03\xc8\x01\x01\x12\x17\n\x04rows\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x06Sample\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.tunesmith.trainer.v1.ChatMessage\"G\n\x16PreviewDatasetResponse\x12-\n\x07samples\x18\x01 \x03(\x0b\x32\x1c.tunesmith.trainer.v1.Sample\"E\n\x10\x43heckSpecRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.tunesmith.task.v1.TaskSpecB\x06\xbaH\x03\xc8\x01\x01\"-\n\x0bSpecProblem\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"H\n\x11\x43heckSpecResponse\x12\x33\n\x08problems\x18\x01 \x03(\x0b\x32!.tunesmith.trainer.v1.SpecProblem2\xae\x07\n\x0eTrainerService\x12w\n\x0bListDevices\x12(.tunesmith.trainer.v1.ListDevicesRequest\x1a).tunesmith.trainer.v1.ListDevicesResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/devices\x12\x8a\x01\n\x10\x43heckEnvironment\x12-.tunesmith.trainer.v1.CheckEnvironmentRequest\x1a..tunesmith.trainer.v1.CheckEnvironmentResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/environment\x12\x8e\x01\n\x11\x45stimateResources\x12..tunesmith.trainer.v1.EstimateResourcesRequest\x1a/.tunesmith.trainer.v1.EstimateResourcesResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/estimates:\x01*\x12\x84\x01\n\x0eListBaseModels\x12+.tunesmith.trainer.v1.ListBaseModelsRequest\x1a,.tunesmith.trainer.v1.ListBaseModelsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/base-models\x12\x90\x01\n\x0fValidateDataset\x12,.tunesmith.trainer.v1.ValidateDatasetRequest\x1a-.tunesmith.trainer.v1.ValidateDatasetResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/datasets:validate:\x01*\x12\x8c\x01\n\x0ePreviewDataset\x12+.tunesmith.trainer.v1.PreviewDatasetRequest\x1a,.tunesmith.trainer.v1.PreviewDatasetResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/datasets:preview:\x01*\x12\\\n\tCheckSpec\x12&.tunesmith.trainer.v1.CheckSpecRequest\x1a\'.tunesmith.trainer.v1.CheckSpecResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tunesmith/trainer/v1/trainer_service.proto\x12\x14tunesmith.trainer.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1ctunesmith/task/v1/spec.proto\"j\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x14\n\x0cmemory_total\x18\x04 \x01(\x03\x12\x13\n\x0bmemory_free\x18\x05 \x01(\x03\x12\r\n\x05\x63ores\x18\x06 \x01(\x05\"\x14\n\x12ListDevicesRequest\"D\n\x13ListDevicesResponse\x12-\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x1c.tunesmith.trainer.v1.Device\"\x19\n\x17\x43heckEnvironmentRequest\"K\n\x10\x45nvironmentCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x04 \x01(\t\"a\n\x18\x43heckEnvironmentResponse\x12\x36\n\x06\x63hecks\x18\x01 \x03(\x0b\x32&.tunesmith.trainer.v1.EnvironmentCheck\x12\r\n\x05ready\x18\x02 \x01(\x08\"Q\n\x18\x45stimateResourcesRequest\x12\x35\n\x04spec\x18\x01 \x01(\x0b\x32\x1f.tunesmith.task.v1.FinetuneSpecB\x06\xbaH\x03\xc8\x01\x01\"\xa4\x03\n\x19\x45stimateResourcesResponse\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\x03 \x01(\x03\x12\x18\n\x10\x64uration_seconds\x18\x04 \x01(\x01\x12\x34\n\x06memory\x18\x05 \x01(\x0b\x32$.tunesmith.trainer.v1.MemoryEstimate\x12\x35\n\x07methods\x18\x06 \x03(\x0b\x32$.tunesmith.trainer.v1.MethodEstimate\x12\x1a\n\x12memory_total_bytes\x18\x07 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x08 \x01(\x03\x12\x18\n\x10\x63heckpoint_bytes\x18\t \x01(\x03\x12\x18\n\x10\x63heckpoints_kept\x18\n \x01(\x03\x12\x13\n\x0btotal_steps\x18\x0b \x01(\x03\x12\x0c\n\x04rows\x18\x0c \x01(\x03\x12\x0c\n\x04\x66its\x18\r \x01(\x08\x12\r\n\x05notes\x18\x0e \x03(\t\x12\x18\n\x10steps_per_second\x18\x0f \x01(\x01\"n\n\x0eMemoryEstimate\x12\x0f\n\x07weights\x18\x01 \x01(\x03\x12\x11\n\tgradients\x18\x02 \x01(\x03\x12\x11\n\toptimizer\x18\x03 \x01(\x03\x12\x13\n\x0b\x61\x63tivations\x18\x04 \x01(\x03\x12\x10\n\x08overhead\x18\x05 \x01(\x03\"_\n\x0eMethodEstimate\x12)\n\x06method\x18\x01 \x01(\x0e\x32\x19.tunesmith.task.v1.Method\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\"~\n\tBaseModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x12\n\nparameters\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x0f\n\x07vram_gb\x18\x06 \x01(\x01\x12\r\n\x05local\x18\x07 \x01(\x08\")\n\x15ListBaseModelsRequest\x12\x10\n\x08modality\x18\x01 \x01(\t\"I\n\x16ListBaseModelsResponse\x12/\n\x06models\x18\x01 \x03(\x0b\x32\x1f.tunesmith.trainer.v1.BaseModel\"S\n\x16ValidateDatasetRequest\x12\x39\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32 .tunesmith.task.v1.DatasetSourceB\x06\xbaH\x03\xc8\x01\x01\"q\n\x0e\x44\x61tasetProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x13\n\x0b\x66irst_lines\x18\x06 \x03(\x03\"~\n\x17ValidateDatasetResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x36\n\x08problems\x18\x04 \x03(\x0b\x32$.tunesmith.trainer.v1.DatasetProblem\"\xda\x01\n\x14ReportDatasetRequest\x12\x39\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32 .tunesmith.task.v1.DatasetSourceB\x06\xbaH\x03\xc8\x01\x01\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12!\n\x0emax_seq_length\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@\x12/\n\tobjective\x18\x04 \x01(\x0e\x32\x1c.tunesmith.task.v1.Objective\x12\x1f\n\x0cpreview_rows\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x00\"\xe8\x04\n\x15ReportDatasetResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x43\n\x04rows\x18\x03 \x03(\x0b\x32\x35.tunesmith.trainer.v1.ReportDatasetResponse.RowsEntry\x12\x36\n\x08problems\x18\x04 \x03(\x0b\x32$.tunesmith.trainer.v1.DatasetProblem\x12\x18\n\x10\x65xact_duplicates\x18\x05 \x01(\x03\x12\x17\n\x0fnear_duplicates\x18\x06 \x01(\x03\x12\x37\n\nduplicates\x18\x07 \x03(\x0b\x32#.tunesmith.trainer.v1.DuplicateRows\x12\x18\n\x10overlapping_rows\x18\x08 \x01(\x03\x12\x33\n\x07lengths\x18\t \x01(\x0b\x32\".tunesmith.trainer.v1.TokenLengths\x12\x33\n\x07samples\x18\n \x03(\x0b\x32\".tunesmith.trainer.v1.MaskedSample\x12G\n\x06labels\x18\x0b \x03(\x0b\x32\x37.tunesmith.trainer.v1.ReportDatasetResponse.LabelsEntry\x12\x0e\n\x06sha256\x18\x0c \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\r \x03(\t\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"-\n\rDuplicateRows\x12\r\n\x05lines\x18\x01 \x03(\x03\x12\r\n\x05\x65xact\x18\x02 \x01(\x08\"\x92\x01\n\x0cTokenLengths\x12\x0c\n\x04mean\x18\x01 \x01(\x01\x12\x0e\n\x06median\x18\x02 \x01(\x03\x12\x0b\n\x03p95\x18\x03 \x01(\x03\x12\x0b\n\x03max\x18\x04 \x01(\x03\x12\x17\n\x0ftruncated_share\x18\x05 \x01(\x01\x12\x14\n\x0cmasked_share\x18\x06 \x01(\x01\x12\r\n\x05upper\x18\x07 \x03(\x03\x12\x0c\n\x04rows\x18\x08 \x03(\x03\"A\n\x0cMaskedSample\x12\x31\n\x06pieces\x18\x01 \x03(\x0b\x32!.tunesmith.trainer.v1.MaskedPiece\",\n\x0bMaskedPiece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07trained\x18\x02 \x01(\x08\"k\n\x15PreviewDatasetRequest\x12\x39\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32 .tunesmith.task.v1.DatasetSourceB\x06\xbaH\x03\xc8\x01\x01\x12\x17\n\x04rows\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x06Sample\x12\x33\n\x08messages\x18\x01 \x03(\x0b\x32!.tunesmith.trainer.v1.ChatMessage\"G\n\x16PreviewDatasetResponse\x12-\n\x07samples\x18\x01 \x03(\x0b\x32\x1c.tunesmith.trainer.v1.Sample\"E\n\x10\x43heckSpecRequest\x12\x31\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.tunesmith.task.v1.TaskSpecB\x06\xbaH\x03\xc8\x01\x01\"-\n\x0bSpecProblem\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"H\n\x11\x43heckSpecResponse\x12\x33\n\x08problems\x18\x01 \x03(\x0b\x32!.tunesmith.trainer.v1.SpecProblem2\xb9\x08\n\x0eTrainerService\x12w\n\x0bListDevices\x12(.tunesmith.trainer.v1.ListDevicesRequest\x1a).tunesmith.trainer.v1.ListDevicesResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/devices\x12\x8a\x01\n\x10\x43heckEnvironment\x12-.tunesmith.trainer.v1.CheckEnvironmentRequest\x1a..tunesmith.trainer.v1.CheckEnvironmentResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/environment\x12\x8e\x01\n\x11\x45stimateResources\x12..tunesmith.trainer.v1.EstimateResourcesRequest\x1a/.tunesmith.trainer.v1.EstimateResourcesResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/estimates:\x01*\x12\x84\x01\n\x0eListBaseModels\x12+.tunesmith.trainer.v1.ListBaseModelsRequest\x1a,.tunesmith.trainer.v1.ListBaseModelsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/base-models\x12\x90\x01\n\x0fValidateDataset\x12,.tunesmith.trainer.v1.ValidateDatasetRequest\x1a-.tunesmith.trainer.v1.ValidateDatasetResponse\" \x82\xd3\xe4\x93\x02\x1a\"\x15/v1/datasets:validate:\x01*\x12\x8c\x01\n\x0ePreviewDataset\x12+.tunesmith.trainer.v1.PreviewDatasetRequest\x1a,.tunesmith.trainer.v1.PreviewDatasetResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/datasets:preview:\x01*\x12\x88\x01\n\rReportDataset\x12*.tunesmith.trainer.v1.ReportDatasetRequest\x1a+.tunesmith.trainer.v1.ReportDatasetResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\"\x13/v1/datasets:report:\x01*\x12\\\n\tCheckSpec\x12&.tunesmith.trainer.v1.CheckSpecRequest\x1a\'.tunesmith.trainer.v1.CheckSpecResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ESTIMATERESOURCESREQUEST'].fields_by_name['spec']._serialized_options = b'\272H\003\310\001\001'
   _globals['_VALIDATEDATASETREQUEST'].fields_by_name['dataset']._loaded_options = None
   _globals['_VALIDATEDATASETREQUEST'].fields_by_name['dataset']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_REPORTDATASETREQUEST'].fields_by_name['dataset']._loaded_options = None
+  _globals['_REPORTDATASETREQUEST'].fields_by_name['dataset']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_REPORTDATASETREQUEST'].fields_by_name['max_seq_length']._loaded_options = None
+  _globals['_REPORTDATASETREQUEST'].fields_by_name['max_seq_length']._serialized_options = b'\272H\006*\004\030\200\200@'
+  _globals['_REPORTDATASETREQUEST'].fields_by_name['preview_rows']._loaded_options = None
+  _globals['_REPORTDATASETREQUEST'].fields_by_name['preview_rows']._serialized_options = b'\272H\006\032\004\030\024(\000'
+  _globals['_REPORTDATASETRESPONSE_ROWSENTRY']._loaded_options = None
+  _globals['_REPORTDATASETRESPONSE_ROWSENTRY']._serialized_options = b'8\001'
+  _globals['_REPORTDATASETRESPONSE_LABELSENTRY']._loaded_options = None
+  _globals['_REPORTDATASETRESPONSE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PREVIEWDATASETREQUEST'].fields_by_name['dataset']._loaded_options = None
   _globals['_PREVIEWDATASETREQUEST'].fields_by_name['dataset']._serialized_options = b'\272H\003\310\001\001'
   _globals['_PREVIEWDATASETREQUEST'].fields_by_name['rows']._loaded_options = None
@@ -56,6 +66,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSERVICE'].methods_by_name['ValidateDataset']._serialized_options = b'\202\323\344\223\002\032\"\025/v1/datasets:validate:\001*'
   _globals['_TRAINERSERVICE'].methods_by_name['PreviewDataset']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['PreviewDataset']._serialized_options = b'\202\323\344\223\002\031\"\024/v1/datasets:preview:\001*'
+  _globals['_TRAINERSERVICE'].methods_by_name['ReportDataset']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['ReportDataset']._serialized_options = b'\202\323\344\223\002\030\"\023/v1/datasets:report:\001*'
   _globals['_DEVICE']._serialized_start=157
   _globals['_DEVICE']._serialized_end=263
   _globals['_LISTDEVICESREQUEST']._serialized_start=265
@@ -70,34 +82,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKENVIRONMENTRESPONSE']._serialized_end=558
   _globals['_ESTIMATERESOURCESREQUEST']._serialized_start=560
   _globals['_ESTIMATERESOURCESREQUEST']._serialized_end=641
-  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_start=643
-  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_end=759
-  _globals['_BASEMODEL']._serialized_start=761
-  _globals['_BASEMODEL']._serialized_end=887
-  _globals['_LISTBASEMODELSREQUEST']._serialized_start=889
-  _globals['_LISTBASEMODELSREQUEST']._serialized_end=930
-  _globals['_LISTBASEMODELSRESPONSE']._serialized_start=932
-  _globals['_LISTBASEMODELSRESPONSE']._serialized_end=1005
-  _globals['_VALIDATEDATASETREQUEST']._serialized_start=1007
-  _globals['_VALIDATEDATASETREQUEST']._serialized_end=1090
-  _globals['_DATASETPROBLEM']._serialized_start=1092
-  _globals['_DATASETPROBLEM']._serialized_end=1205
-  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=1207
-  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=1333
-  _globals['_PREVIEWDATASETREQUEST']._serialized_start=1335
-  _globals['_PREVIEWDATASETREQUEST']._serialized_end=1442
-  _globals['_CHATMESSAGE']._serialized_start=1444
-  _globals['_CHATMESSAGE']._serialized_end=1488
-  _globals['_SAMPLE']._serialized_start=1490
-  _globals['_SAMPLE']._serialized_end=1551
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=1553
-  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=1624
-  _globals['_CHECKSPECREQUEST']._serialized_start=1626
-  _globals['_CHECKSPECREQUEST']._serialized_end=1695
-  _globals['_SPECPROBLEM']._serialized_start=1697
-  _globals['_SPECPROBLEM']._serialized_end=1742
-  _globals['_CHECKSPECRESPONSE']._serialized_start=1744
-  _globals['_CHECKSPECRESPONSE']._serialized_end=1816
-  _globals['_TRAINERSERVICE']._serialized_start=1819
-  _globals['_TRAINERSERVICE']._serialized_end=2761
+  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_start=644
+  _globals['_ESTIMATERESOURCESRESPONSE']._serialized_end=1064
+  _globals['_MEMORYESTIMATE']._serialized_start=1066
+  _globals['_MEMORYESTIMATE']._serialized_end=1176
+  _globals['_METHODESTIMATE']._serialized_start=1178
+  _globals['_METHODESTIMATE']._serialized_end=1273
+  _globals['_BASEMODEL']._serialized_start=1275
+  _globals['_BASEMODEL']._serialized_end=1401
+  _globals['_LISTBASEMODELSREQUEST']._serialized_start=1403
+  _globals['_LISTBASEMODELSREQUEST']._serialized_end=1444
+  _globals['_LISTBASEMODELSRESPONSE']._serialized_start=1446
+  _globals['_LISTBASEMODELSRESPONSE']._serialized_end=1519
+  _globals['_VALIDATEDATASETREQUEST']._serialized_start=1521
+  _globals['_VALIDATEDATASETREQUEST']._serialized_end=1604
+  _globals['_DATASETPROBLEM']._serialized_start=1606
+  _globals['_DATASETPROBLEM']._serialized_end=1719
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_start=1721
+  _globals['_VALIDATEDATASETRESPONSE']._serialized_end=1847
+  _globals['_REPORTDATASETREQUEST']._serialized_start=1850
+  _globals['_REPORTDATASETREQUEST']._serialized_end=2068
+  _globals['_REPORTDATASETRESPONSE']._serialized_start=2071
+  _globals['_REPORTDATASETRESPONSE']._serialized_end=2687
+  _globals['_REPORTDATASETRESPONSE_ROWSENTRY']._serialized_start=2597
+  _globals['_REPORTDATASETRESPONSE_ROWSENTRY']._serialized_end=2640
+  _globals['_REPORTDATASETRESPONSE_LABELSENTRY']._serialized_start=2642
+  _globals['_REPORTDATASETRESPONSE_LABELSENTRY']._serialized_end=2687
+  _globals['_DUPLICATEROWS']._serialized_start=2689
+  _globals['_DUPLICATEROWS']._serialized_end=2734
+  _globals['_TOKENLENGTHS']._serialized_start=2737
+  _globals['_TOKENLENGTHS']._serialized_end=2883
+  _globals['_MASKEDSAMPLE']._serialized_start=2885
+  _globals['_MASKEDSAMPLE']._serialized_end=2950
+  _globals['_MASKEDPIECE']._serialized_start=2952
+  _globals['_MASKEDPIECE']._serialized_end=2996
+  _globals['_PREVIEWDATASETREQUEST']._serialized_start=2998
+  _globals['_PREVIEWDATASETREQUEST']._serialized_end=3105
+  _globals['_CHATMESSAGE']._serialized_start=3107
+  _globals['_CHATMESSAGE']._serialized_end=3151
+  _globals['_SAMPLE']._serialized_start=3153
+  _globals['_SAMPLE']._serialized_end=3214
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_start=3216
+  _globals['_PREVIEWDATASETRESPONSE']._serialized_end=3287
+  _globals['_CHECKSPECREQUEST']._serialized_start=3289
+  _globals['_CHECKSPECREQUEST']._serialized_end=3358
+  _globals['_SPECPROBLEM']._serialized_start=3360
+  _globals['_SPECPROBLEM']._serialized_end=3405
+  _globals['_CHECKSPECRESPONSE']._serialized_start=3407
+  _globals['_CHECKSPECRESPONSE']._serialized_end=3479
+  _globals['_TRAINERSERVICE']._serialized_start=3482
+  _globals['_TRAINERSERVICE']._serialized_end=4563
 # @@protoc_insertion_point(module_scope)

@@ -215,6 +215,17 @@ class EstimateResourcesResponse(_message.Message):
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_KEPT_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory of the device at its peak, in bytes."""
     disk_bytes: _builtins.int
@@ -223,6 +234,34 @@ class EstimateResourcesResponse(_message.Message):
     """Checkpoints saved."""
     duration_seconds: _builtins.float
     """Seconds; 0 while unknown."""
+    memory_total_bytes: _builtins.int
+    """Memory of the device that would train, in bytes; of a CPU, the machine's."""
+    disk_free_bytes: _builtins.int
+    """Free space where checkpoints go, in bytes."""
+    checkpoint_bytes: _builtins.int
+    """Size of one checkpoint, in bytes."""
+    checkpoints_kept: _builtins.int
+    """Checkpoints kept at the same time."""
+    total_steps: _builtins.int
+    """Optimiser steps in all."""
+    rows: _builtins.int
+    """Training rows."""
+    fits: _builtins.bool
+    """Memory and disk suffice."""
+    steps_per_second: _builtins.float
+    """Steps a second that duration_seconds rests on, from earlier runs; 0 while there were none."""
+    @_builtins.property
+    def memory(self) -> Global___MemoryEstimate:
+        """Where the memory goes."""
+
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___MethodEstimate]:
+        """The same training by other methods."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to do when they don't, and what the figures rest on."""
+
     def __init__(
         self,
         *,
@@ -230,14 +269,93 @@ class EstimateResourcesResponse(_message.Message):
         disk_bytes: _builtins.int = ...,
         checkpoints: _builtins.int = ...,
         duration_seconds: _builtins.float = ...,
+        memory: Global___MemoryEstimate | None = ...,
+        methods: _abc.Iterable[Global___MethodEstimate] | None = ...,
+        memory_total_bytes: _builtins.int = ...,
+        disk_free_bytes: _builtins.int = ...,
+        checkpoint_bytes: _builtins.int = ...,
+        checkpoints_kept: _builtins.int = ...,
+        total_steps: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        fits: _builtins.bool = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        steps_per_second: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "disk_bytes", b"disk_bytes", "duration_seconds", b"duration_seconds", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "checkpoints", b"checkpoints", "checkpoints_kept", b"checkpoints_kept", "disk_bytes", b"disk_bytes", "disk_free_bytes", b"disk_free_bytes", "duration_seconds", b"duration_seconds", "fits", b"fits", "memory", b"memory", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "methods", b"methods", "notes", b"notes", "rows", b"rows", "steps_per_second", b"steps_per_second", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EstimateResourcesResponse: _TypeAlias = EstimateResourcesResponse  # noqa: Y015
+
+@_typing.final
+class MemoryEstimate(_message.Message):
+    """Memory of a training, in bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    GRADIENTS_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    OVERHEAD_FIELD_NUMBER: _builtins.int
+    weights: _builtins.int
+    """Weights."""
+    gradients: _builtins.int
+    """Gradients."""
+    optimizer: _builtins.int
+    """State of the optimiser."""
+    activations: _builtins.int
+    """Activations of the largest batch."""
+    overhead: _builtins.int
+    """Buffers and the libraries themselves."""
+    def __init__(
+        self,
+        *,
+        weights: _builtins.int = ...,
+        gradients: _builtins.int = ...,
+        optimizer: _builtins.int = ...,
+        activations: _builtins.int = ...,
+        overhead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "gradients", b"gradients", "optimizer", b"optimizer", "overhead", b"overhead", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryEstimate: _TypeAlias = MemoryEstimate  # noqa: Y015
+
+@_typing.final
+class MethodEstimate(_message.Message):
+    """Memory of a method."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    method: _spec_pb2.Method.ValueType
+    """Method."""
+    memory_bytes: _builtins.int
+    """Memory of the device at its peak, in bytes."""
+    fits: _builtins.bool
+    """It fits the device."""
+    def __init__(
+        self,
+        *,
+        method: _spec_pb2.Method.ValueType = ...,
+        memory_bytes: _builtins.int = ...,
+        fits: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fits", b"fits", "memory_bytes", b"memory_bytes", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MethodEstimate: _TypeAlias = MethodEstimate  # noqa: Y015
 
 @_typing.final
 class BaseModel(_message.Message):
@@ -434,6 +552,302 @@ class ValidateDatasetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidateDatasetResponse: _TypeAlias = ValidateDatasetResponse  # noqa: Y015
+
+@_typing.final
+class ReportDatasetRequest(_message.Message):
+    """Request of ReportDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    MAX_SEQ_LENGTH_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    PREVIEW_ROWS_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """Base model whose tokenizer counts tokens and whose template masks prompts. Empty: no token figures."""
+    max_seq_length: _builtins.int
+    """Length at which sequences would be cut. Default 512."""
+    objective: _spec_pb2.Objective.ValueType
+    """What is to be learnt. Default SUPERVISED."""
+    preview_rows: _builtins.int
+    """Rows of the preview. Default 3."""
+    @_builtins.property
+    def dataset(self) -> _spec_pb2.DatasetSource:
+        """The data."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _spec_pb2.DatasetSource | None = ...,
+        base_model: _builtins.str = ...,
+        max_seq_length: _builtins.int = ...,
+        objective: _spec_pb2.Objective.ValueType = ...,
+        preview_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "dataset", b"dataset", "max_seq_length", b"max_seq_length", "objective", b"objective", "preview_rows", b"preview_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportDatasetRequest: _TypeAlias = ReportDatasetRequest  # noqa: Y015
+
+@_typing.final
+class ReportDatasetResponse(_message.Message):
+    """Response of ReportDataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RowsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VALID_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    EXACT_DUPLICATES_FIELD_NUMBER: _builtins.int
+    NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    OVERLAPPING_ROWS_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    valid: _builtins.bool
+    """No problems."""
+    format: _builtins.str
+    """Form found."""
+    exact_duplicates: _builtins.int
+    """Training rows that another row repeats exactly."""
+    near_duplicates: _builtins.int
+    """Training rows nearly the same as another row, exact ones not counted."""
+    overlapping_rows: _builtins.int
+    """Validation and test rows that are in the training split too."""
+    sha256: _builtins.str
+    """SHA-256 of the training split's content."""
+    @_builtins.property
+    def rows(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows by split: "train", "validation", "test"."""
+
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetProblem]:
+        """Every problem."""
+
+    @_builtins.property
+    def duplicates(self) -> _containers.RepeatedCompositeFieldContainer[Global___DuplicateRows]:
+        """Lines of the first pairs of duplicates, for a look."""
+
+    @_builtins.property
+    def lengths(self) -> Global___TokenLengths:
+        """Tokens of a row; unset without a base model."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaskedSample]:
+        """What the model will see of the first rows; empty without a base model."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Rows of each class, for classification."""
+
+    @_builtins.property
+    def advice(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Advice: few rows, many duplicates, classes out of balance, ..."""
+
+    def __init__(
+        self,
+        *,
+        valid: _builtins.bool = ...,
+        format: _builtins.str = ...,
+        rows: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        problems: _abc.Iterable[Global___DatasetProblem] | None = ...,
+        exact_duplicates: _builtins.int = ...,
+        near_duplicates: _builtins.int = ...,
+        duplicates: _abc.Iterable[Global___DuplicateRows] | None = ...,
+        overlapping_rows: _builtins.int = ...,
+        lengths: Global___TokenLengths | None = ...,
+        samples: _abc.Iterable[Global___MaskedSample] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        sha256: _builtins.str = ...,
+        advice: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lengths", b"lengths"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "duplicates", b"duplicates", "exact_duplicates", b"exact_duplicates", "format", b"format", "labels", b"labels", "lengths", b"lengths", "near_duplicates", b"near_duplicates", "overlapping_rows", b"overlapping_rows", "problems", b"problems", "rows", b"rows", "samples", b"samples", "sha256", b"sha256", "valid", b"valid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportDatasetResponse: _TypeAlias = ReportDatasetResponse  # noqa: Y015
+
+@_typing.final
+class DuplicateRows(_message.Message):
+    """Two rows that say the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    exact: _builtins.bool
+    """Not a letter differs."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Lines, from 1."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[_builtins.int] | None = ...,
+        exact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DuplicateRows: _TypeAlias = DuplicateRows  # noqa: Y015
+
+@_typing.final
+class TokenLengths(_message.Message):
+    """Tokens of the rows of the training split."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    P95_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    TRUNCATED_SHARE_FIELD_NUMBER: _builtins.int
+    MASKED_SHARE_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    mean: _builtins.float
+    """Mean."""
+    median: _builtins.int
+    """Median."""
+    p95: _builtins.int
+    """95 of 100 rows are not longer."""
+    max: _builtins.int
+    """Longest."""
+    truncated_share: _builtins.float
+    """Share of the rows that are cut, from 0 to 1."""
+    masked_share: _builtins.float
+    """Share of the rows of whose reply nothing is left."""
+    @_builtins.property
+    def upper(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Histogram: rows with less than upper[i] and at least upper[i-1] tokens."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows of each bin."""
+
+    def __init__(
+        self,
+        *,
+        mean: _builtins.float = ...,
+        median: _builtins.int = ...,
+        p95: _builtins.int = ...,
+        max: _builtins.int = ...,
+        truncated_share: _builtins.float = ...,
+        masked_share: _builtins.float = ...,
+        upper: _abc.Iterable[_builtins.int] | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["masked_share", b"masked_share", "max", b"max", "mean", b"mean", "median", b"median", "p95", b"p95", "rows", b"rows", "truncated_share", b"truncated_share", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLengths: _TypeAlias = TokenLengths  # noqa: Y015
+
+@_typing.final
+class MaskedSample(_message.Message):
+    """A row as the model sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaskedPiece]:
+        """Pieces of its text in order."""
+
+    def __init__(
+        self,
+        *,
+        pieces: _abc.Iterable[Global___MaskedPiece] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pieces", b"pieces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskedSample: _TypeAlias = MaskedSample  # noqa: Y015
+
+@_typing.final
+class MaskedPiece(_message.Message):
+    """Text, and whether it is learnt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text."""
+    trained: _builtins.bool
+    """Its tokens count in the loss."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        trained: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "trained", b"trained"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskedPiece: _TypeAlias = MaskedPiece  # noqa: Y015
 
 @_typing.final
 class PreviewDatasetRequest(_message.Message):

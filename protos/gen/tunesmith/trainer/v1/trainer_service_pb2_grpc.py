@@ -65,6 +65,11 @@ class TrainerServiceStub:
                 request_serializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.PreviewDatasetRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.PreviewDatasetResponse.FromString,
                 _registered_method=True)
+        self.ReportDataset = channel.unary_unary(
+                '/tunesmith.trainer.v1.TrainerService/ReportDataset',
+                request_serializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.ReportDatasetRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.ReportDatasetResponse.FromString,
+                _registered_method=True)
         self.CheckSpec = channel.unary_unary(
                 '/tunesmith.trainer.v1.TrainerService/CheckSpec',
                 request_serializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.CheckSpecRequest.SerializeToString,
@@ -118,6 +123,13 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportDataset(self, request, context):
+        """Reports on a dataset in full: rows, duplicates, lengths, truncation, labels, overlap of its splits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckSpec(self, request, context):
         """Checks a whole specification before it is accepted: base model, dataset, paths, devices, method. All problems at
         once. UNIMPLEMENTED for a modality or method that this version cannot train.
@@ -158,6 +170,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.PreviewDataset,
                     request_deserializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.PreviewDatasetRequest.FromString,
                     response_serializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.PreviewDatasetResponse.SerializeToString,
+            ),
+            'ReportDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportDataset,
+                    request_deserializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.ReportDatasetRequest.FromString,
+                    response_serializer=tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.ReportDatasetResponse.SerializeToString,
             ),
             'CheckSpec': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckSpec,
@@ -328,6 +345,33 @@ class TrainerService:
             '/tunesmith.trainer.v1.TrainerService/PreviewDataset',
             tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.PreviewDatasetRequest.SerializeToString,
             tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.PreviewDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.trainer.v1.TrainerService/ReportDataset',
+            tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.ReportDatasetRequest.SerializeToString,
+            tunesmith_dot_trainer_dot_v1_dot_trainer__service__pb2.ReportDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

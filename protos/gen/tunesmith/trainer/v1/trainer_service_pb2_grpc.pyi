@@ -45,6 +45,8 @@ class TrainerServiceStub:
     """Checks a dataset and reports every problem with its line."""
     PreviewDataset: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.PreviewDatasetRequest, _trainer_service_pb2.PreviewDatasetResponse]
     """Returns the first rows of a dataset as the model will see them."""
+    ReportDataset: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.ReportDatasetRequest, _trainer_service_pb2.ReportDatasetResponse]
+    """Reports on a dataset in full: rows, duplicates, lengths, truncation, labels, overlap of its splits."""
     CheckSpec: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.CheckSpecRequest, _trainer_service_pb2.CheckSpecResponse]
     """Checks a whole specification before it is accepted: base model, dataset, paths, devices, method. All problems at
     once. UNIMPLEMENTED for a modality or method that this version cannot train.
@@ -67,6 +69,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Checks a dataset and reports every problem with its line."""
     PreviewDataset: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.PreviewDatasetRequest, _trainer_service_pb2.PreviewDatasetResponse]  # type: ignore[assignment]
     """Returns the first rows of a dataset as the model will see them."""
+    ReportDataset: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ReportDatasetRequest, _trainer_service_pb2.ReportDatasetResponse]  # type: ignore[assignment]
+    """Reports on a dataset in full: rows, duplicates, lengths, truncation, labels, overlap of its splits."""
     CheckSpec: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.CheckSpecRequest, _trainer_service_pb2.CheckSpecResponse]  # type: ignore[assignment]
     """Checks a whole specification before it is accepted: base model, dataset, paths, devices, method. All problems at
     once. UNIMPLEMENTED for a modality or method that this version cannot train.
@@ -122,6 +126,14 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_service_pb2.PreviewDatasetResponse, _abc.Awaitable[_trainer_service_pb2.PreviewDatasetResponse]]:
         """Returns the first rows of a dataset as the model will see them."""
+
+    @_abc_1.abstractmethod
+    def ReportDataset(
+        self,
+        request: _trainer_service_pb2.ReportDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_service_pb2.ReportDatasetResponse, _abc.Awaitable[_trainer_service_pb2.ReportDatasetResponse]]:
+        """Reports on a dataset in full: rows, duplicates, lengths, truncation, labels, overlap of its splits."""
 
     @_abc_1.abstractmethod
     def CheckSpec(

@@ -1,0 +1,1 @@
+"""Training parameters: one table that forms, documents, defaults and checks are drawn from."""
