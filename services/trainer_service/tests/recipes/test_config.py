@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from trainer_service.recipes.config import Finetune, Job, LanguageModel, Lora, Quantization, Training
+from trainer_service.recipes.config import Columns, Finetune, Job, LanguageModel, Lora, Quantization, Training
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.support import OPTIMIZERS, RECIPES, unfit, unsupported
 from tunesmith.task.v1 import spec_pb2
@@ -23,7 +23,7 @@ MESSAGES: dict[str, Any] = {
     "LoraParameters": Lora(),
     "QuantizationParameters": Quantization(),
 }
-DERIVED = {"per_device_eval_batch_size", "eval_steps"}
+DERIVED = {"per_device_eval_batch_size", "eval_steps", "lr_scheduler_num_cycles", "labels", "tokenizer_path"}
 
 
 def documented_defaults(message: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def documented_defaults(message: str) -> dict[str, str]:
     defaults = {}
     for comment, name in found:
         if match := re.search(r"Default:? (.+?)\.?(?: |$)", " ".join(comment.split("//"))):
-            defaults[name] = match.group(1).strip('". ')
+            defaults[name] = match.group(1).strip('". ,')
     return defaults
 
 
@@ -49,6 +49,11 @@ def test_defaults_are_those_that_the_contract_states(message: str) -> None:
         assert value == (str(own).lower() if isinstance(own, bool) else str(own)) or float(value) == own, name
 
 
+def test_column_names_are_those_of_the_contract() -> None:
+    described = spec_pb2.DESCRIPTOR.message_types_by_name["DatasetColumns"]
+    assert {field.name for field in fields(Columns)} == {field.name for field in described.fields}
+
+
 def test_a_whole_proto_specification_is_understood() -> None:
     spec = spec_pb2.FinetuneSpec(base_model="m", dataset=spec_pb2.DatasetSource(path="/d"))
     spec.training.num_train_epochs = 2
@@ -57,8 +62,16 @@ def test_a_whole_proto_specification_is_understood() -> None:
     spec.training.fp16 = True
     spec.language_model.method = spec_pb2.METHOD_FULL
     spec.language_model.lora.target_modules.append("q_proj")
+    spec.training.stall_action = spec_pb2.WATCH_ACTION_STOP
+    spec.training.overfitting_action = spec_pb2.WATCH_ACTION_UNSPECIFIED
+    spec.training.parallelism = spec_pb2.PARALLELISM_FULLY_SHARDED
+    spec.dataset.columns.prompt = "question"
+    spec.resume_from_checkpoint = "/c/checkpoint-5"
     parsed = Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True))
-    assert parsed.training == Training(num_train_epochs=2.0, save_strategy="EPOCH", fp16=True)
+    assert parsed.training == Training(
+        num_train_epochs=2.0, save_strategy="EPOCH", fp16=True, stall_action="STOP", parallelism="FULLY_SHARDED"
+    )
+    assert (parsed.columns, parsed.resume_from_checkpoint) == (Columns(prompt="question"), "/c/checkpoint-5")
     assert parsed.language_model == LanguageModel(method="FULL", lora=Lora(target_modules=("q_proj",)))
     assert parsed.modality == "language_model"
 

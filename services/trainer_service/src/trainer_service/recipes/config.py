@@ -22,7 +22,7 @@ class Training:
     """Optimisation, saving, evaluation and logging. Steps are optimiser steps.
 
     save_total_limit counts stored checkpoints, which is the worker's business; dataloader_num_workers changes nothing
-    here, because a thread always prepares the next steps.
+    here, because a thread always prepares the next steps. lr_scheduler_num_cycles 0 means one descent.
     """
 
     num_train_epochs: float = 3.0
@@ -52,6 +52,17 @@ class Training:
     tf32: bool = False
     gradient_checkpointing: bool = False
     dataloader_num_workers: int = 0
+    dataloader_pin_memory: bool = True
+    lr_scheduler_num_cycles: float = 0.0
+    min_lr_rate: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    log_level: str = "info"
+    divergence_action: str = "STOP"
+    stall_action: str = "WARN"
+    overfitting_action: str = "WARN"
+    parallelism: str = "DATA"
 
     @property
     def eval_batch_size(self) -> int:
@@ -100,6 +111,25 @@ class LanguageModel:
     eval_ratio: float = 0.0
     lora: Lora = field(default_factory=Lora)
     quantization: Quantization = field(default_factory=Quantization)
+    test_ratio: float = 0.0
+    shuffle: bool = True
+    padding_free: bool = True
+    merge_after_training: bool = False
+    train_on_prompt: bool = False
+    tokenizer_path: str = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of a dataset's columns; those that are empty are detected from the data."""
+
+    text: str = ""
+    prompt: str = ""
+    response: str = ""
+    system: str = ""
+    messages: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +140,22 @@ class Finetune:
     modality: str
     training: Training
     language_model: LanguageModel
+    columns: Columns = field(default_factory=Columns)
+    resume_from_checkpoint: str = ""
 
     @classmethod
     def parse(cls, spec: Mapping[str, Any]) -> "Finetune":
         """Reads a FinetuneSpec in proto JSON with the proto's field names. Raises InvalidJob with every problem."""
         problems: list[str] = []
         modality = next((name for name in MODALITIES if name in spec), "")
+        dataset = spec.get("dataset") or {}
         parsed = cls(
             base_model=str(spec.get("base_model", "")),
             modality=modality,
             training=_read(Training, spec.get("training", {}), "training", problems),
             language_model=_read(LanguageModel, spec.get("language_model", {}), "language_model", problems),
+            columns=_read(Columns, dataset.get("columns", {}), "dataset.columns", problems),
+            resume_from_checkpoint=str(spec.get("resume_from_checkpoint", "")),
         )
         if problems:
             raise InvalidJob("the specification cannot be read: " + "; ".join(problems), problems)
@@ -189,6 +224,8 @@ def _read(kind: type[T], values: Any, where: str, problems: list[str]) -> T:
     read = {}
     for name in known & values.keys():
         path = f"{where}.{name}"
+        if isinstance(values[name], str) and values[name].endswith("_UNSPECIFIED"):
+            continue
         if hasattr(types[name], "__dataclass_fields__"):
             read[name] = _read(types[name], values[name], path, problems)
             continue
@@ -215,7 +252,7 @@ def _convert(kind: Any, value: Any) -> Any:
 
 def _without_prefix(value: str) -> str:
     """Proto enums write their type's name before each value: METHOD_LORA, INTERVAL_STRATEGY_STEPS."""
-    for prefix in ("METHOD_", "OBJECTIVE_", "INTERVAL_STRATEGY_"):
+    for prefix in ("METHOD_", "OBJECTIVE_", "INTERVAL_STRATEGY_", "WATCH_ACTION_", "PARALLELISM_"):
         if value.startswith(prefix):
             return value.removeprefix(prefix)
     return value
