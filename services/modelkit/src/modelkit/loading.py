@@ -1,5 +1,6 @@
 """Loads models and tokenizers from safetensors and JSON alone; code and pickles that lie beside them are never used."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from modelkit.architectures import causal_language_models
+from modelkit.architectures import causal_language_models, sequence_classifiers
 from modelkit.errors import InvalidModel, Problem
 from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
 
@@ -20,6 +22,10 @@ from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
 OLDER_KEYS = frozenset(
     {"model_type", "torch_dtype", "num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_ratio"}
 )
+
+
+# The name that transformers' text classifiers give their output layer.
+CLASSIFIER_HEAD = "score"
 
 
 def quieten() -> None:
@@ -68,15 +74,27 @@ def load_model(
     config: PreTrainedConfig | None = None,
     device: torch.device | None = None,
     attention: str = "sdpa",
+    labels: Sequence[str] | None = None,
+    quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
-    """The causal language model of a directory with its weights in dtype, on the CPU unless a device is given.
+    """The language model of a directory with its weights in dtype, on the CPU unless a device is given.
+
+    With labels it is the family's text classifier, whose head is new when the directory has none; it reads the last
+    token that is not padding. With quantization the weights of linear layers are quantized one after the other while
+    they are read, so that the whole model is never in memory unquantized.
 
     The weights are read here and handed over, so that nothing else in the directory can take part. Raises InvalidModel
-    when they do not fit the configuration.
+    when they do not fit the configuration, or the family has no classifier.
     """
     config = config or load_config(directory)
-    kind: Any = getattr(transformers, causal_language_models()[config.model_type])
-    options = {"device_map": {"": device}} if device is not None and device.type != "cpu" else {}
+    kind = _model_class(config, directory, classifies=labels is not None)
+    if labels is not None:
+        _set_labels(config, labels)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options = {"quantization_config": quantization, "device_map": {"": device or torch.device("cpu")}}
+    elif device is not None and device.type != "cpu":
+        options = {"device_map": {"": device}}
     try:
         model, report = kind.from_pretrained(
             None,
@@ -92,7 +110,9 @@ def load_model(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InvalidModel(Problem("base_model", f"{directory}: the weights cannot be loaded: {error}")) from error
-    if missing := sorted(report["missing_keys"]):
+    new_head = f"{CLASSIFIER_HEAD}." if labels is not None else None
+    missing = sorted(name for name in report["missing_keys"] if not new_head or not name.startswith(new_head))
+    if missing:
         message = f"{directory}: {len(missing)} tensors are missing from the weights, first {missing[0]!r}"
         raise InvalidModel(Problem("base_model", message))
     if (directory / "generation_config.json").is_file():
@@ -100,6 +120,26 @@ def load_model(
         model.generation_config = GenerationConfig.from_dict(settings)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _model_class(config: PreTrainedConfig, directory: Path, *, classifies: bool) -> Any:
+    if not classifies:
+        return getattr(transformers, causal_language_models()[config.model_type])
+    known = sequence_classifiers()
+    if config.model_type not in known:
+        message = f"{directory}: transformers has no text classifier for the family {config.model_type!r}"
+        raise InvalidModel(Problem("base_model", message))
+    return getattr(transformers, known[config.model_type])
+
+
+def _set_labels(config: PreTrainedConfig, labels: Sequence[str]) -> None:
+    """Names the classes, and the token that a classifier passes over at the end of a sequence."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    if getattr(config, "pad_token_id", None) is None:
+        end = getattr(config, "eos_token_id", None)
+        config.pad_token_id = (end[0] if isinstance(end, list) else end) or 0  # type: ignore[attr-defined]
 
 
 def load_weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -1,14 +1,17 @@
 """Low-rank adapters on a frozen model, through PEFT."""
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from modelkit.loading import CLASSIFIER_HEAD
 from trainer_service.recipes.config import Lora
 from trainer_service.recipes.errors import CheckpointUnusable, InvalidJob
 
@@ -16,8 +19,11 @@ WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
 
 
-def add_adapter(model: Any, lora: Lora, *, base_model: Path) -> Any:
-    """The model with an untrained adapter; only the adapter is trained. Raises InvalidJob when the two do not fit."""
+def add_adapter(model: Any, lora: Lora, *, base_model: Path, classifies: bool = False) -> Any:
+    """The model with an untrained adapter; only the adapter is trained, and the head of a classifier with it.
+
+    Raises InvalidJob when the two do not fit.
+    """
     if problems := list(_misfits(model, lora)):
         raise InvalidJob("; ".join(problems), problems)
     config = LoraConfig(
@@ -26,7 +32,8 @@ def add_adapter(model: Any, lora: Lora, *, base_model: Path) -> Any:
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) or ALL_LINEAR,
         bias=lora.bias,  # type: ignore[arg-type]
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
+        modules_to_save=[CLASSIFIER_HEAD] if classifies else None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names within transformers that PEFT still uses
@@ -35,22 +42,26 @@ def add_adapter(model: Any, lora: Lora, *, base_model: Path) -> Any:
     return adapted
 
 
-def save_adapter(model: Any, directory: Path) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json."""
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / WEIGHTS, {"format": "pt"})
-    config = model.peft_config["default"]
-    trains = config.inference_mode
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The trained weights of an adapter by the names that PEFT files have."""
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return weights
+
+
+def save_adapter(model: Any, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes adapter_model.safetensors and adapter_config.json; weights are the model's own unless given."""
+    tensors = adapter_weights(model) if weights is None else weights
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / WEIGHTS, {"format": "pt"})
+    config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(directory))
-    config.inference_mode = trains
 
 
 def load_adapter(model: Any, directory: Path) -> None:
     """Takes the adapter's weights from a checkpoint. Raises CheckpointUnusable when they are of another adapter."""
     try:
         weights = load_file(directory / WEIGHTS)
-        own = get_peft_model_state_dict(model, save_embedding_layers=False)
+        own = adapter_weights(model)
     except OSError as error:
         raise CheckpointUnusable(f"{directory} has no adapter: {error}") from error
     shapes = {name: tensor.shape for name, tensor in weights.items()}

@@ -31,7 +31,7 @@ class Checkpoints:
         events: EventWriter,
         world: World,
     ) -> None:
-        self._adapter = job.finetune.language_model.method == "LORA"
+        self._adapter = hasattr(model, "peft_config")
         self._model = model
         self._parts = parts
         self._books = books

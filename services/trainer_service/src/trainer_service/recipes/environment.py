@@ -1,5 +1,6 @@
 """Environment of the training libraries, set in one place before any of them is imported."""
 
+import logging
 import os
 
 # Where the data-parallel processes of a job meet; set for each job that has several.
@@ -28,7 +29,12 @@ DEFAULTS = {
 
 
 def apply() -> None:
-    """Sets VARIABLES whatever the process was started with, and of DEFAULTS what it was started without."""
+    """Sets VARIABLES whatever the process was started with, and of DEFAULTS what it was started without.
+
+    Also keeps what means nothing to the reader of a task's log out of it.
+    """
     os.environ.update(VARIABLES)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # It warns of optional kernels that nothing here needs, and of each product that it rounds, as quantizing does.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,27 +1,48 @@
-"""Brings the model to train into memory, with its adapter."""
+"""Brings the model to train into memory: whole, or frozen with an adapter, quantized or not, with a head or without."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from modelkit.loading import load_model
-from trainer_service.recipes import randomness
+from trainer_service.recipes import quantization, randomness
 from trainer_service.recipes.adapters import add_adapter
 from trainer_service.recipes.config import Job
+from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.world import World
 
+ADAPTER_METHODS = ("LORA", "QLORA")
 
-def prepare_model(job: Job, formats: Precision, world: World) -> Any:
-    """The model to train; what a full training is resumed from takes the place of the base model."""
+
+def prepare_model(
+    job: Job, formats: Precision, world: World, *, labels: Sequence[str] = (), events: EventWriter | None = None
+) -> Any:
+    """The model to train; what a full training is resumed from takes the place of the base model.
+
+    labels are the classes of a classification; events are told what differs from the wish. Raises
+    InvalidModel, or InvalidJob when the adapter does not fit the model.
+    """
     training, parameters = job.finetune.training, job.finetune.language_model
+    events = events or EventWriter(None)
     randomness.seed(training.seed)
-    lora = parameters.method == "LORA"
-    source = job.model_dir if lora or job.resume_from is None else job.resume_from
-    model: Any = load_model(source, dtype=formats.weights, device=world.device)
+    adapts = parameters.method in ADAPTER_METHODS
+    source = job.model_dir if adapts or job.resume_from is None else job.resume_from
+    config = None
+    if parameters.method == "QLORA":
+        config, notes = quantization.configure(parameters.quantization, world.device)
+        for note in notes:
+            events.log(note)
+    model: Any = load_model(
+        source, dtype=formats.weights, device=world.device, labels=labels or None, quantization=config
+    )
+    if config is not None:
+        quantization.prepare_for_training(model)
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if lora:
-        model = add_adapter(model, parameters.lora, base_model=job.model_dir)
-    model.to(world.device)
+    if adapts:
+        model = add_adapter(model, parameters.lora, base_model=job.model_dir, classifies=bool(labels))
+    if config is None:
+        model.to(world.device)
     model.train()
     return model
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from modelkit.inspection import inspect
 from modelkit.loading import quieten
-from trainer_service.recipes import precision
+from trainer_service.recipes import precision, quantization
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data_setup import Data, prepare_data
 from trainer_service.recipes.errors import OutputExists
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.model_setup import prepare_model
+from trainer_service.recipes.model_setup import ADAPTER_METHODS, prepare_model
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.world import World
 
@@ -19,18 +19,17 @@ def prepare(job: Job, events: EventWriter, world: World) -> tuple[Any, Data, Pre
     if job.output_dir.exists() and any(job.output_dir.iterdir()):
         raise OutputExists(f"{job.output_dir} is not empty")
     quieten()
-    training, frozen = job.finetune.training, job.finetune.language_model.method == "LORA"
+    training, frozen = job.finetune.training, job.finetune.language_model.method in ADAPTER_METHODS
     stored = inspect(job.model_dir).dtype
     formats = precision.choose(training, world.device, frozen=frozen, stored=stored)
     precision.allow_tf32(training)
     for note in formats.notes:
         events.log(note)
     data = prepare_data(job, events, world)
-    model = prepare_model(job, formats, world)
-    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    total = sum(parameter.numel() for parameter in model.parameters())
+    model = prepare_model(job, formats, world, events=events)
+    trained, total = quantization.count_parameters(model)
     events.log(
-        f"training {sum(sizes):,} of {total:,} parameters ({sum(sizes) / total:.2%}) on {len(data.batches):,} rows, "
+        f"training {trained:,} of {total:,} parameters ({trained / total:.2%}) on {len(data.batches):,} rows, "
         f"{world.device} x {world.size}, {str(formats.compute).removeprefix('torch.')}"
     )
     return model, data, formats
