@@ -256,21 +256,27 @@ Global___AttemptCompleted: _TypeAlias = AttemptCompleted  # noqa: Y015
 
 @_typing.final
 class AttemptStopped(_message.Message):
-    """The attempt ended because a stop was asked for."""
+    """The attempt ended because a stop was asked for, or because the worker had a reason of its own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     checkpoint_step: _builtins.int
     """Step of the checkpoint saved on the way out; 0 when none was."""
+    @_builtins.property
+    def error(self) -> _task_pb2.TaskError:
+        """Why it ended when nobody asked for it, for example "QUOTA_EXHAUSTED"; unset otherwise."""
+
     def __init__(
         self,
         *,
         checkpoint_step: _builtins.int = ...,
+        error: _task_pb2.TaskError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "error", b"error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -248,7 +248,9 @@ class Task(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___TaskError:
-        """Why the task failed, or why its last attempt was lost. Unset when all is well."""
+        """Why the task failed, why its last attempt was lost, or why it was stopped when nobody asked for that. Unset when
+        all is well.
+        """
 
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

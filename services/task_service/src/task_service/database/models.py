@@ -249,4 +249,93 @@ class LeaseRow(Base):
     expire_time: Mapped[int] = mapped_column(default=0)
 
 
+class DatasetRow(Base):
+    """A version of an uploaded dataset, whose file lies under object_key; only its check is added later.
+
+    format is empty while its rows were not checked.
+    """
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        Index("uq_datasets_version", "owner", "name", "version", unique=True),
+        Index("ix_datasets_owner", "owner", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), unique=True)
+    owner: Mapped[str] = mapped_column(String(256))
+    name: Mapped[str] = mapped_column(String(200))
+    version: Mapped[int] = mapped_column(Integer)
+    type: Mapped[str] = mapped_column(String(64))
+    file_name: Mapped[str] = mapped_column(String(255))
+    size: Mapped[int] = mapped_column(default=0)
+    sha256: Mapped[str] = mapped_column(String(64))
+    object_key: Mapped[str]
+    samples: Mapped[int] = mapped_column(default=0)
+    format: Mapped[str] = mapped_column(default="")
+    problems: Mapped[list[str]] = mapped_column(Json, default=list)
+    create_time: Mapped[int] = mapped_column(default=0)
+
+
+class TaskDatasetRow(Base):
+    """task_number trains on the uploaded dataset with the id dataset_id; that one may be gone once the task has ended."""
+
+    __tablename__ = "task_datasets"
+    __table_args__ = (Index("ix_task_datasets_dataset", "dataset_id", "task_number"),)
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    dataset_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+
+
+class TemplateRow(Base):
+    """A user's template; version is that of its newest version."""
+
+    __tablename__ = "templates"
+    __table_args__ = (
+        Index("uq_templates_name", "owner", "name", unique=True),
+        Index("ix_templates_owner", "owner", "number"),
+        {"sqlite_autoincrement": True},
+    )
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), unique=True)
+    owner: Mapped[str] = mapped_column(String(256))
+    name: Mapped[str] = mapped_column(String(200))
+    version: Mapped[int] = mapped_column(Integer)
+
+
+class TemplateVersionRow(Base):
+    """One version of a template; never changes."""
+
+    __tablename__ = "template_versions"
+
+    template_number: Mapped[int] = mapped_column(
+        RowNumber, ForeignKey("templates.number", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    type: Mapped[str] = mapped_column(String(64))
+    description: Mapped[str]
+    spec: Mapped[bytes] = mapped_column(LargeBinary)
+    create_time: Mapped[int] = mapped_column(default=0)
+
+
+class QuotaRow(Base):
+    """What a user may store and has stored.
+
+    used, low_told and exhausted_told are about the month period (year and month, 202611); in a later month they count
+    as 0 and false. Without a monthly_allowance the deployment's default holds.
+    """
+
+    __tablename__ = "quotas"
+
+    owner: Mapped[str] = mapped_column(String(256), primary_key=True)
+    monthly_allowance: Mapped[int | None] = mapped_column(BigInteger)
+    exhausted_action: Mapped[int] = mapped_column(SmallInteger)
+    period: Mapped[int] = mapped_column(Integer, default=0)
+    used: Mapped[int] = mapped_column(default=0)
+    low_told: Mapped[bool] = mapped_column(default=False)
+    exhausted_told: Mapped[bool] = mapped_column(default=False)
+
+
 OUTBOX = outbox_table(Base.metadata)
