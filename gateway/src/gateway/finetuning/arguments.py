@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from gateway.native.scalars import from_json, shown
-from gateway.rules import limits
+from parameterkit.limits import limits
 from tunesmith.task.v1 import spec_pb2
 
 _SPEC = spec_pb2.FinetuneSpec.DESCRIPTOR

@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 from gateway.native.decode import is_well_known
 from gateway.native.encode import is_map
-from gateway.rules import Limits, limits
+from parameterkit.limits import Limits, limits
 
 Schema = dict[str, Any]
 

@@ -1,12 +1,13 @@
 """The ranges that the contracts give their fields (protovalidate), for descriptions and for early checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
+_NARROWED = ("at_least", "at_most", "choices")
 _NUMBERS = ("double", "float", "int32", "int64", "uint32", "uint64")
 
 
@@ -36,6 +37,15 @@ class Limits:
             and (self.at_most is None or number <= self.at_most)
             and (self.below is None or number < self.below)
         )
+
+    def within(self, other: "Limits") -> "Limits":
+        """These limits with the bounds and choices of narrower ones in the place of their own."""
+        given = {name: value for name in _NARROWED if (value := getattr(other, name)) not in (None, ())}
+        if other.at_least is not None:
+            given["above"] = None
+        if other.at_most is not None:
+            given["below"] = None
+        return replace(self, **given)
 
     def interval(self) -> str:
         """The bounds as an interval, for example "(0, 1]"."""
