@@ -1,0 +1,117 @@
+"""Precision, memory, devices and the seed."""
+
+from functools import partial
+
+from parameterkit.parameter import Parameter
+
+_optimization = partial(Parameter, category="optimization", fold="optimization")
+_general = partial(Parameter, category="general", fold="advanced")
+
+ROWS = (
+    _optimization(
+        name="fp16",
+        path="training.fp16",
+        default=False,
+        label_en="Use FP16 mixed precision",
+        label_zh="使用FP16混合精度",
+        description_zh="使用半精度浮点数加速训练（CPU 上回退并记录警告）",
+        advice_en="Faster, with less memory; on V100 and RTX cards.",
+        advice_zh="更快且更省显存；适用于 V100、RTX 系列。",
+    ),
+    _optimization(
+        name="bf16",
+        path="training.bf16",
+        default=False,
+        label_en="Use BF16 mixed precision (NVIDIA GPU)",
+        label_zh="使用BF16混合精度(NVIDIA GPU)",
+        description_zh="使用 BF16 格式（需 Ampere 及以上架构），与 FP16 互斥",
+        advice_en="Numerically more stable than FP16; for A100, H100 and other Ampere or newer cards.",
+        advice_zh="数值稳定性优于 FP16；推荐用于 A100、H100 等 Ampere 及以上显卡。",
+    ),
+    _optimization(
+        name="tf32",
+        path="training.tf32",
+        default=False,
+        label_en="Use TF32 (NVIDIA GPU)",
+        label_zh="使用TF32(NVIDIA GPU)",
+        description_zh="使用 TensorFloat-32 格式（需 Ampere 及以上架构）",
+    ),
+    _optimization(
+        name="gradient_checkpointing",
+        path="training.gradient_checkpointing",
+        default=False,
+        label_en="Gradient checkpointing",
+        label_zh="梯度检查点",
+        description_zh="以时间换空间，降低显存占用",
+        advice_en="true when memory is short: saves about 30-40 % of it, costs about 20 % of speed.",
+        advice_zh="显存不足时设为 true：节省约 30-40% 内存，降低约 20% 速度。",
+    ),
+    _optimization(
+        name="memory_optimization",
+        path="training.gradient_checkpointing",
+        switch=True,
+        kind="boolean",
+        aliases=("memory_optimisation", "memoryOptimization"),
+        label_en="Memory optimization",
+        label_zh="显存优化",
+        meaning="Recompute activations in the backward pass to save memory.",
+        description_zh="启用显存优化技术（梯度检查点）",
+    ),
+    _optimization(
+        name="dataloader_num_workers",
+        path="training.dataloader_num_workers",
+        default=0,
+        aliases=("num_workers",),
+        label_en="Data loading workers",
+        label_zh="数据加载进程数",
+        description_zh="加载数据的进程数，0 表示由训练进程加载",
+        advice_en="More workers when the GPU waits for data; keep the dataset on an SSD.",
+        advice_zh="GPU 等待数据时增加；数据集存放在 SSD 上。",
+    ),
+    _optimization(
+        name="dataloader_pin_memory",
+        path="training.dataloader_pin_memory",
+        default=True,
+        aliases=("pin_memory",),
+        label_en="Pin memory",
+        label_zh="锁页内存",
+        description_zh="使用锁页内存向 GPU 传输数据",
+    ),
+    _general(
+        name="seed",
+        path="training.seed",
+        fold="",
+        default=42,
+        label_en="Random seed",
+        label_zh="随机种子",
+        description_zh="控制随机性，确保可复现",
+    ),
+    _general(
+        name="cuda_visible_devices",
+        path="devices.cuda_visible_devices",
+        aliases=("cudaVisibleDevices", "devices"),
+        label_en="CUDA devices",
+        label_zh="CUDA 设备",
+        description_zh='指定使用的 GPU，如 "0" 或 "0,1"；留空则使用默认设备',
+        advice_en="One GPU for models up to 7B, several for 13B and larger.",
+        advice_zh="7B 及以下模型用单卡，13B 及以上模型用多卡。",
+    ),
+    _general(
+        name="processes",
+        path="devices.processes",
+        label_en="Processes on CPUs",
+        label_zh="CPU 训练进程数",
+        description_zh="未指定 GPU 时的数据并行进程数",
+    ),
+    _general(
+        name="parallelism",
+        path="training.parallelism",
+        default="data",
+        words={"ddp": "data", "fsdp": "fully_sharded"},
+        label_en="Parallelism",
+        label_zh="多卡并行方式",
+        description_zh="多设备分工方式：data 为数据并行，fully_sharded 为分片数据并行",
+        advice_en="data is the faster when the model fits on each device, else fully_sharded.",
+        advice_zh="模型能放入单卡时 data 更快，否则用 fully_sharded。",
+    ),
+)
