@@ -21,13 +21,14 @@ from modelkit.chat import IGNORED, Encoded
 from modelkit.errors import InvalidDataset, Problem
 from trainer_service.recipes import saving
 from trainer_service.recipes.config import Training
-from trainer_service.recipes.data import Batches, EncodedRows, collate, split
+from trainer_service.recipes.data import Batches, collate
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.failures import REMEDIES, describe
 from trainer_service.recipes.optimizers import Schedule, create_optimizer
 from trainer_service.recipes.precision import choose
 from trainer_service.recipes.prefetch import prefetch
+from trainer_service.recipes.rows import EncodedRows, split
 from trainer_service.recipes.support import OPTIMIZERS, SCHEDULERS
 
 

@@ -8,18 +8,11 @@ from modelkit.chat import ChatEncoder
 from modelkit.datasets import DatasetFiles
 from modelkit.loading import load_config, load_tokenizer
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.data import (
-    Batches,
-    EncodedRows,
-    HeldOut,
-    require_template_fits,
-    require_trainable,
-    require_valid,
-    split,
-)
+from trainer_service.recipes.data import Batches, HeldOut
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.model_setup import stop_ids
+from trainer_service.recipes.rows import EncodedRows, require_template_fits, require_trainable, require_valid, split
 from trainer_service.recipes.world import World
 
 
