@@ -1,6 +1,7 @@
 """gRPC channels whose calls carry a token and a deadline and raise the errors of servicekit.errors."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -80,6 +81,48 @@ class _StreamInterceptor(_CallSettings, grpc.aio.UnaryStreamClientInterceptor):
             call.cancel()
 
 
+class _Outgoing:
+    """The messages of an upload, and the error with which whoever makes them gave up."""
+
+    def __init__(self, requests: AsyncIterable[Any] | Iterable[Any]) -> None:
+        self._requests = requests
+        self.error: Exception | None = None
+
+    async def messages(self) -> AsyncIterator[Any]:
+        try:
+            if isinstance(self._requests, AsyncIterable):
+                async for request in self._requests:
+                    yield request
+            else:
+                for request in self._requests:
+                    yield request
+        except Exception as error:
+            self.error = error
+            raise
+
+
+class _UploadInterceptor(_CallSettings, grpc.aio.StreamUnaryClientInterceptor):
+    """For calls whose messages come from an iterator. They take as long as they take: no deadline of our own.
+
+    An error of the iterator cuts the call off and is raised as it is.
+    """
+
+    async def intercept_stream_unary(
+        self, continuation: Callable[..., Any], client_call_details: ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        outgoing = _Outgoing(request_iterator)
+        try:
+            call = await continuation(self.apply(client_call_details, None), outgoing.messages())
+            await call
+            return call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            if outgoing.error is not None:
+                raise outgoing.error from None
+            raise
+
+
 def open_channel(target: str, token: str | None = None) -> grpc.aio.Channel:
     """A channel to one or several addresses of a service ("ipv4:127.0.0.1:1,127.0.0.1:2"), used in turn.
 
@@ -103,6 +146,7 @@ def open_channel(target: str, token: str | None = None) -> grpc.aio.Channel:
         interceptors=[
             _UnaryInterceptor(token),
             _StreamInterceptor(token),
+            _UploadInterceptor(token),
             *grpc_telemetry.client_interceptors(),
         ],
     )

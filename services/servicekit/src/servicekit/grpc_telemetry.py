@@ -31,7 +31,7 @@ def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
 
 def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     """Interceptors to put after all others of a channel."""
-    return [_UnaryClient(), _StreamClient()] if telemetry.enabled() else []
+    return [_UnaryClient(), _StreamClient(), _UploadClient()] if telemetry.enabled() else []
 
 
 class _Call:
@@ -146,24 +146,36 @@ def _outgoing(details: ClientCallDetails) -> tuple[_Call, ClientCallDetails]:
     return observed, ClientCallDetails(details.method, details.timeout, metadata, details.credentials, wait)
 
 
+async def _observed_answer(continuation: Callable[..., Any], details: ClientCallDetails, request: Any) -> Any:
+    """The call of one message, or of a stream of them, once it was answered."""
+    observed, details = _outgoing(details)
+    code = "CANCELLED"
+    try:
+        call = await continuation(details, request)
+        await call
+        code = "OK"
+        return call
+    except grpc.aio.AioRpcError as error:
+        code = error.code().name
+        raise
+    finally:
+        observed.end(code)
+
+
 class _UnaryClient(grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(
         self, continuation: Callable[..., Any], client_call_details: ClientCallDetails, request: Any
     ) -> Any:
         if _name(client_call_details).startswith(UNOBSERVED):
             return await continuation(client_call_details, request)
-        observed, details = _outgoing(client_call_details)
-        code = "CANCELLED"
-        try:
-            call = await continuation(details, request)
-            await call
-            code = "OK"
-            return call
-        except grpc.aio.AioRpcError as error:
-            code = error.code().name
-            raise
-        finally:
-            observed.end(code)
+        return await _observed_answer(continuation, client_call_details, request)
+
+
+class _UploadClient(grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(
+        self, continuation: Callable[..., Any], client_call_details: ClientCallDetails, request_iterator: Any
+    ) -> Any:
+        return await _observed_answer(continuation, client_call_details, request_iterator)
 
 
 class _StreamClient(grpc.aio.UnaryStreamClientInterceptor):

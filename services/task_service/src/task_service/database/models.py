@@ -279,7 +279,7 @@ class DatasetRow(Base):
 
 
 class TaskDatasetRow(Base):
-    """task_number trains on the uploaded dataset with the id dataset_id; that one may be gone once the task has ended."""
+    """task_number trains on the uploaded dataset with the id dataset_id; that may go after the task's end."""
 
     __tablename__ = "task_datasets"
     __table_args__ = (Index("ix_task_datasets_dataset", "dataset_id", "task_number"),)
