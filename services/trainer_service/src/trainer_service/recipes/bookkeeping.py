@@ -116,9 +116,10 @@ class Bookkeeper:
         minutes = self._training.save_interval_minutes
         return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
-    def saved(self) -> None:
-        """A checkpoint was written."""
+    def saved(self, *, stall_seconds: float) -> None:
+        """A checkpoint was taken, for which training stood still so long."""
         self._saved_at = time.monotonic()
+        self._events.metrics(self.step, {"checkpoint_stall_seconds": stall_seconds})
 
     def last_loss(self) -> float | None:
         """Loss of the last step, over all processes."""

@@ -1,15 +1,21 @@
 """Saves and resumes a running job: weights, optimiser, schedule, random generators, position in the data."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer_service.recipes import randomness
 from trainer_service.recipes.adapters import load_adapter
+from trainer_service.recipes.background import Background
 from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state
+from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state, weights_of
+from trainer_service.recipes.snapshots import Snapshots
 from trainer_service.recipes.world import World
 
 RNG = "rng_state"
@@ -38,26 +44,65 @@ class Checkpoints:
         self._events = events
         self._world = world
         self._writer = CheckpointWriter(job.checkpoints, tokenizer, job.finetune.training)
+        self._background = Background("checkpoint")
+        self._snapshots = Snapshots()
         self._saved_step = self._resumed_step = 0
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Waits for what is being written, whatever has happened. Raises what that failed with."""
+        if error is None:
+            self._background.wait()
+            return
+        with suppress(BaseException):  # what ended the training is the cause to tell
+            self._background.wait()
+
+    def after_step(self, *, due: bool) -> None:
+        """Saves when a checkpoint is due. Raises what an earlier one failed with, and what `save` raises."""
+        self._background.check()
+        if due:
+            self.save()
+
     def save(self) -> None:
-        """Writes a checkpoint of this step and tells of it. Raises OSError, or LossDiverged instead of saving that."""
-        books = self._books
-        books.require_finite()
-        state, rng, loss = books.state(), randomness.capture(self._world), books.last_loss()
+        """Takes a copy of this step's state and has it written while training goes on, told of when it is on disk.
+
+        Where memory has no room for a copy, training waits for the files. So it does when the checkpoint before is
+        still being written. Raises OSError, or LossDiverged instead of saving that.
+        """
+        began = time.monotonic()
+        self._books.require_finite()
+        state, rng, loss = self._books.state(), randomness.capture(self._world), self._books.last_loss()
         if self._world.leads:
-            states = {name: part.state_dict() for name, part in self._parts.items()}
-            path = self._writer.write(books.step, self._model, states | {RNG: rng}, state)
-            self._events.checkpoint(step=books.step, path=path, loss=loss)
-        self._world.wait()
-        books.saved()
-        self._saved_step = books.step
+            self._background.wait()
+            weights = weights_of(self._model)
+            states = {name: part.state_dict() for name, part in self._parts.items()} | {RNG: rng}
+            self._write(weights, states, state, loss)
+        self._books.saved(stall_seconds=time.monotonic() - began)
+        self._saved_step = self._books.step
+
+    def _write(
+        self, weights: dict[str, torch.Tensor], states: dict[str, Any], state: dict[str, Any], loss: float | None
+    ) -> None:
+        step, room = self._books.step, self._snapshots.fits([weights, states])
+        if room:
+            weights, states = self._snapshots.take([weights, states])
+
+        def write() -> None:
+            path = self._writer.write(step, self._model, weights, states, state)
+            self._events.checkpoint(step=step, path=path, loss=loss)
+
+        self._background.start(write)
+        if not room:
+            self._background.wait()
 
     def stop(self) -> None:
         """Ends on request: saves what was trained since the last checkpoint."""
         step = self._books.step
         if step > max(self._saved_step, self._resumed_step):
             self.save()
+        self._background.wait()
         self._events.log(f"stopped after step {step} of {self._books.total_steps}")
         self._events.stopped(step=self._saved_step)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ class EventWriter:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
         self._last_progress = -math.inf
+        self._lock = threading.Lock()  # checkpoints are told of from the thread that writes them
 
     def phase(self, name: str) -> None:
         """The job does something else now: "loading", "training", "evaluating", "saving"."""
@@ -70,8 +72,9 @@ class EventWriter:
         if self._descriptor is None:
             return
         line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
-        while line:
-            line = line[os.write(self._descriptor, line) :]
+        with self._lock:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
 
 
 def _clean(text: str) -> str:

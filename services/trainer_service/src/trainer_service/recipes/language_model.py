@@ -43,33 +43,33 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
 
     parallel = world.parallel(model)
     stopping = 0.0
-    books.begin()
-    for work in prefetch(data.batches.steps(books.step, total_steps, rank=world.rank, world=world.size)):
-        mine = (work.trained_tokens, work.tokens, work.rows, stop.requested, books.save_is_overdue())
-        trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
-        if stopping or books.stop_early:
-            break
-        loss = torch.zeros((), device=world.device)
-        for index, batch in enumerate(work.batches, start=1):
-            with world.accumulating(parallel, more=index < len(work.batches)):
-                with formats.autocast(world.device):
-                    part = reply_loss(parallel, batch, world.device) / max(trained_tokens, 1)
-                optimisation.backward(part * world.size)
-            loss += part.detach()
-        norm, rate = optimisation.step()
-        books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
-        if data.evaluates and books.should_evaluate():
-            events.phase("evaluating")
-            validation_loss = mean_loss(model, data.held_out.batches, formats, world)
-            optimisation.evaluated(validation_loss)
-            books.evaluated(validation_loss)
-        if books.should_save() or overdue:
-            checkpoints.save()
+    with checkpoints:
+        books.begin()
+        for work in prefetch(data.batches.steps(books.step, total_steps, rank=world.rank, world=world.size)):
+            mine = (work.trained_tokens, work.tokens, work.rows, stop.requested, books.save_is_overdue())
+            trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
+            if stopping or books.stop_early:
+                break
+            loss = torch.zeros((), device=world.device)
+            for index, batch in enumerate(work.batches, start=1):
+                with world.accumulating(parallel, more=index < len(work.batches)):
+                    with formats.autocast(world.device):
+                        part = reply_loss(parallel, batch, world.device) / max(trained_tokens, 1)
+                    optimisation.backward(part * world.size)
+                loss += part.detach()
+            norm, rate = optimisation.step()
+            books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
+            if data.evaluates and books.should_evaluate():
+                events.phase("evaluating")
+                validation_loss = mean_loss(model, data.held_out.batches, formats, world)
+                optimisation.evaluated(validation_loss)
+                books.evaluated(validation_loss)
+            checkpoints.after_step(due=books.should_save() or overdue > 0)
+        events.log(str(data.rows.counts))
+        if stopping:
+            checkpoints.stop()
+            return
 
-    events.log(str(data.rows.counts))
-    if stopping:
-        checkpoints.stop()
-        return
     events.phase("saving")
     books.require_finite()
     if world.leads:

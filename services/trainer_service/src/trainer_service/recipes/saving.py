@@ -1,6 +1,7 @@
 """Checkpoints and finished models: written under another name, brought to disk, then named in one step."""
 
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -11,21 +12,30 @@ import orjson
 import torch
 
 from modelkit.inspection import read_json
-from trainer_service.recipes.adapters import save_adapter
+from trainer_service.recipes.adapters import adapter_weights, save_adapter
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import CheckpointUnusable
 
 STATE = "trainer_state.json"
 ONE_FILE = "1TB"
 READABLE = 0o644
+NO_SPACE = 1 << 20
 
 
-def save_weights(model: Any, directory: Path) -> None:
-    """Writes the adapter, or the whole model with config.json, in safetensors."""
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of a model: the adapter's weights, or all."""
     if hasattr(model, "peft_config"):
-        save_adapter(model, directory)
+        return adapter_weights(model)
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
+
+
+def save_weights(model: Any, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes the adapter, or the whole model with config.json, in safetensors; its own weights unless given."""
+    if hasattr(model, "peft_config"):
+        save_adapter(model, directory, weights)
     else:
-        model.save_pretrained(directory, max_shard_size=ONE_FILE)
+        model.save_pretrained(directory, state_dict=weights, max_shard_size=ONE_FILE)
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
@@ -58,8 +68,15 @@ class CheckpointWriter:
         self._training = training
         self._tokenizer_files = directory / ".tokenizer"
 
-    def write(self, step: int, model: Any, states: dict[str, Any], state: dict[str, Any]) -> Path:
-        """Writes checkpoint-<step>: the model, each of states as <name>.pt, and state, which is plain JSON.
+    def write(
+        self,
+        step: int,
+        model: Any,
+        weights: dict[str, torch.Tensor],
+        states: dict[str, Any],
+        state: dict[str, Any],
+    ) -> Path:
+        """Writes checkpoint-<step>: the weights, each of states as <name>.pt, and state, which is plain JSON.
 
         Raises OSError; then nothing is left under the checkpoint's name.
         """
@@ -69,7 +86,7 @@ class CheckpointWriter:
                 self._tokenizer_files.mkdir(parents=True)
                 save_tokenizer(self._tokenizer, self._tokenizer_files)
             shutil.copytree(self._tokenizer_files, staging, dirs_exist_ok=True)
-            save_weights(model, staging)
+            save_weights(model, staging, dict(weights))
             for name, content in states.items():
                 torch.save(content, staging / f"{name}.pt")
             torch.save(dataclasses.asdict(self._training), staging / "training_args.bin")
@@ -95,9 +112,19 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
                 sync(Path(parent, name))
         staging.rename(target)
         sync(target.parent)
-    except BaseException:
+    except BaseException as error:
+        full = says_disk_full(error, staging)
         shutil.rmtree(staging, ignore_errors=True)
+        if full and not isinstance(error, OSError):
+            raise OSError(errno.ENOSPC, "no space left on the disk", str(target)) from error
         raise
+
+
+def says_disk_full(error: BaseException, directory: Path) -> bool:
+    """Whether a write failed for want of space; PyTorch and safetensors say so in words of their own, or not at all."""
+    if any(words in str(error) for words in ("No space left", "Disk quota exceeded")):
+        return True
+    return "file" in str(error).lower() and shutil.disk_usage(directory).free < NO_SPACE
 
 
 def sync(path: Path) -> None:
