@@ -19,7 +19,12 @@ NATIVE = "native"
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """What one documented system fills in and admits; by_objective changes its defaults for "sft", "pretrain" ..."""
+    """What one documented system fills in and admits.
+
+    by_objective changes its defaults for "sft", "pretrain" or "classification". evaluates_with are parameters that mean
+    evaluations by steps when they are given without an evaluation strategy; derived are defaults that are the value of
+    another parameter.
+    """
 
     title_en: str
     title_zh: str
@@ -27,6 +32,8 @@ class Surface:
     ranges: Mapping[str, Limits] = field(default_factory=dict)
     by_objective: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    evaluates_with: tuple[str, ...] = ("eval_file", "eval_ratio")
+    derived: Mapping[str, str] = field(default_factory=dict)
 
 
 def _between(low: float, high: float) -> Limits:
@@ -106,7 +113,12 @@ _STUDIO = {
 
 SURFACES: Mapping[str, Surface] = MappingProxyType(
     {
-        NATIVE: Surface("Platform", "平台", {row.name: row.default for row in PARAMETERS if row.default is not None}),
+        NATIVE: Surface(
+            "Platform",
+            "平台",
+            {row.name: row.default for row in PARAMETERS if row.default is not None},
+            evaluates_with=("eval_steps",),
+        ),
         "training": Surface(
             "/api/training",
             "/api/training",
@@ -159,6 +171,7 @@ SURFACES: Mapping[str, Surface] = MappingProxyType(
                 "lora_dropout": 0.05,
             },
             {"processes": _between(1, 64)},
+            evaluates_with=("eval_steps",),
         ),
         "workflow": Surface(
             "Workflow",
@@ -187,6 +200,8 @@ SURFACES: Mapping[str, Surface] = MappingProxyType(
                 "max_seq_length": 512,
                 "packing": False,
             },
+            {"quantization": Limits(choices=("none", "fp16", "bf16", "int8", "int4", "fp4", "nf4"))},
+            derived={"save_steps": "eval_steps"},
         ),
         "studio": Surface(
             "Studio",
@@ -207,6 +222,7 @@ SURFACES: Mapping[str, Surface] = MappingProxyType(
             },
             by_objective={"pretrain": {"method": "full", "objective": "pretraining"}},
             required=("output_dir",),
+            evaluates_with=(),
         ),
     }
 )
