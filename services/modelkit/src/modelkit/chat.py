@@ -19,16 +19,20 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A conversation: token ids and labels of equal length, IGNORED where no loss counts; truncated: it was cut."""
+    """A conversation: token ids and labels of equal length, IGNORED where no loss counts; truncated: it was cut.
+
+    label is the class of a text to classify, -1 where there is none.
+    """
 
     input_ids: Ids
     labels: Ids
     truncated: bool
+    label: int = -1
 
     @property
     def masked(self) -> bool:
-        """Nothing of the replies is left."""
-        return not bool((self.labels != IGNORED).any())
+        """Nothing of the replies is left, and there is no class to learn either."""
+        return self.label < 0 and not bool((self.labels != IGNORED).any())
 
 
 class ChatEncoder:
