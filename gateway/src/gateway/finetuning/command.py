@@ -11,7 +11,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from gateway.finetuning.arguments import BY_NAME, DEFAULTS
+from gateway.finetuning.arguments import DEFAULTS
+from parameterkit import BY_NAME
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
 COMMAND = "command"

@@ -1,13 +1,22 @@
 """The body of createTask to a CreateTaskRequest; every problem is collected, under the names that the caller used."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.finetuning.arguments import ARGUMENTS, near, received
+from gateway.finetuning.arguments import (
+    ARGUMENTS,
+    CUDA_DEVICES,
+    DEVICE_NAMES,
+    GPU_CONFIG,
+    KNOWN_NAMES,
+    SURFACE,
+    TRAINING_ARGS,
+)
 from gateway.finetuning.command import COMMAND, arguments_of
-from gateway.finetuning.parameters import CUDA_DEVICES, GPU_CONFIG, TRAINING_ARGS, Parameters
+from parameterkit.messages import CHINESE, near, received
+from parameterkit.reading import Reader
+from parameterkit.values import name_dataset
 from servicekit.errors import InvalidArgument, Problem
 from tunesmith.task.v1 import task_service_pb2
 
@@ -22,18 +31,17 @@ _IGNORED = (
 )
 
 # A stop on this surface is documented to leave ten seconds for saving.
-SURFACE_LABELS = {"surface": "finetuning", "stop_grace_seconds": "10"}
+SURFACE_LABELS = {"surface": SURFACE, "stop_grace_seconds": "10"}
 LABEL_PREFIX = "finetuning."
 LONGEST_LABEL = 4096
 STAND_IN = "-"
-_DATASET_ID = re.compile(r"[0-9a-z]{26}")
 
 _FIELDS = {
     "base_model": BASE_MODEL,
     "output_dir": OUTPUT,
     "devices": f"{GPU_CONFIG}.{CUDA_DEVICES}",
     "dataset": DATASET,
-    **{argument.path: f"{TRAINING_ARGS}.{argument.name}" for argument in ARGUMENTS},
+    **{argument.path: f"{TRAINING_ARGS}.{argument.name}" for argument in ARGUMENTS if not argument.switch},
 }
 
 
@@ -44,7 +52,7 @@ def read_document(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"请求体不是有效的 JSON: {error}") from None
     if not isinstance(document, dict):
-        raise InvalidArgument(f"请求体应为 JSON 对象，收到 {received(document)}")
+        raise InvalidArgument(f"请求体应为 JSON 对象，收到 {received(document, CHINESE)}")
     return document
 
 
@@ -61,14 +69,15 @@ class Creation:
         spec = self.request.spec.finetune
         spec.base_model = texts[BASE_MODEL]
         spec.output_dir = texts[OUTPUT]
-        _name_dataset(spec.dataset, texts[DATASET])
-        parameters = Parameters(spec)
-        parameters.training_args(self._object(TRAINING_ARGS))
-        parameters.gpu_config(self._object(GPU_CONFIG))
-        parameters.training_args(self._command(command_allowed), COMMAND)
-        parameters.finish()
-        self.problems += parameters.problems
-        self.request.default_fields.extend(parameters.default_fields)
+        name_dataset(spec.dataset, texts[DATASET])
+        reader = Reader(SURFACE, CHINESE, spec)
+        reader.take(self._object(TRAINING_ARGS), TRAINING_ARGS, names=KNOWN_NAMES)
+        reader.take(self._object(GPU_CONFIG), GPU_CONFIG, names=DEVICE_NAMES)
+        reader.take(self._command(command_allowed), COMMAND, names=(*KNOWN_NAMES, *DEVICE_NAMES))
+        reading = reader.finish()
+        self.problems += [Problem(*problem) for problem in reading.problems]
+        self.request.default_fields.extend(reading.default_fields)
+        self._names = reading.names
         self._unknown()
 
     def only_check(self) -> None:
@@ -85,7 +94,7 @@ class Creation:
 
     def service_problems(self, problems: tuple[Problem, ...]) -> list[Problem]:
         """What a service found, under the caller's names, without what was found here already."""
-        found = [Problem(caller_name(problem.field), problem.message) for problem in problems]
+        found = [Problem(caller_name(problem.field, self._names), problem.message) for problem in problems]
         known = {problem.field for problem in self.problems}
         return [problem for problem in found if problem.field not in known]
 
@@ -99,7 +108,7 @@ class Creation:
                 self._problem(name, "必填")
             return ""
         if not isinstance(value, str):
-            self._problem(name, f"应为字符串，收到 {received(value)}")
+            self._problem(name, f"应为字符串，收到 {received(value, CHINESE)}")
         elif name in _REQUIRED and not value.strip():
             self._problem(name, "必填")
         elif len(value) > longest:
@@ -118,7 +127,7 @@ class Creation:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self._problem(name, f"应为 JSON 对象，收到 {received(value)}")
+            self._problem(name, f"应为 JSON 对象，收到 {received(value, CHINESE)}")
             return {}
         self._keep(name, json.dumps(value, ensure_ascii=False))
         return value
@@ -151,24 +160,19 @@ class Creation:
     def _unknown(self) -> None:
         for name in self._document:
             if name not in _TAKEN and name not in _IGNORED:
-                self._problem(name, f"未知字段{near(name, _TAKEN)}")
+                self._problem(name, f"未知字段{near(name, _TAKEN, CHINESE)}")
 
 
-def caller_name(path: str) -> str:
-    """The name on this surface of a field path such as spec.finetune.training.learning_rate."""
+def caller_name(path: str, names: Mapping[str, str] | None = None) -> str:
+    """The name on this surface of a field path such as spec.finetune.training.learning_rate.
+
+    names are those that a caller used, by path, where they are known.
+    """
+    known = {**_FIELDS, **(names or {})}
     rest = path.removeprefix("spec.").removeprefix("finetune.")
     parts = rest.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((_FIELDS[prefix] for prefix in prefixes if prefix in _FIELDS), rest)
-
-
-def _name_dataset(source: Any, text: str) -> None:
-    if "://" in text:
-        source.uri = text
-    elif _DATASET_ID.fullmatch(text):
-        source.dataset_id = text
-    elif text:
-        source.path = text
+    return next((known[prefix] for prefix in prefixes if prefix in known), rest)
 
 
 def _from_text(text: str) -> Any:

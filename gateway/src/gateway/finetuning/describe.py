@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from gateway.finetuning.arguments import ARGUMENTS, DEFAULTS, QUANTIZATIONS, USE_4BIT, USE_8BIT, Argument
-from gateway.finetuning.parameters import CUDA_DEVICES, MEMORY, PROCESSES
+from gateway.finetuning.arguments import ARGUMENTS, DEFAULTS, DEVICE_ARGUMENTS, SURFACE
 from gateway.finetuning.views import STATUS_OF_STATE
-from gateway.native.schemas import Schema, Schemas
+from gateway.native.schemas import Schema, limited
+from parameterkit import Parameter, ranges
 
 TAG = "finetuning"
 _STATUSES = sorted(set(STATUS_OF_STATE.values()))
@@ -17,6 +17,7 @@ _TOKEN = {
 }
 _ID = {"name": "id", "in": "query", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _TEXT: Schema = {"type": "string"}
+_TYPES = {"integer": "integer", "number": "number", "boolean": "boolean"}
 _NULLABLE: Schema = {"type": ["string", "null"]}
 _INTEGER: Schema = {"type": "integer"}
 _JSON_TEXT: Schema = {"type": ["string", "null"], "description": "JSON in a string."}
@@ -122,21 +123,7 @@ def _log_parameters() -> list[dict[str, Any]]:
 
 
 def _create() -> Schema:
-    arguments: dict[str, Schema] = {}
-    for argument in ARGUMENTS:
-        shape = _argument(argument)
-        arguments[argument.name] = shape
-        arguments |= {alias: {**shape, "description": f"Same as {argument.name}."} for alias in argument.aliases}
-    switches: dict[str, Schema] = {
-        USE_4BIT: {"type": "boolean", "description": "QLoRA with nf4."},
-        USE_8BIT: {"type": "boolean", "description": "QLoRA with int8."},
-        "quantization": {"type": "string", "enum": list(QUANTIZATIONS), "default": "none"},
-    }
-    devices: dict[str, Schema] = {
-        CUDA_DEVICES: {"type": "string", "pattern": "^([0-9]+(,[0-9]+)*)?$", "examples": ["0,1"]},
-        MEMORY: {"type": "boolean", "description": "Recompute activations to save memory."},
-        PROCESSES: {"type": "integer", "minimum": 1, "maximum": 64, "description": "Processes of a training on CPUs."},
-    }
+    arguments, devices = _arguments(ARGUMENTS), _arguments(DEVICE_ARGUMENTS)
     return {
         "type": "object",
         "required": ["name", "baseModel", "datasetPath"],
@@ -146,25 +133,31 @@ def _create() -> Schema:
             "baseModel": {"type": "string", "description": "A directory, or an id such as THUDM/chatglm3-6b."},
             "datasetPath": {"type": "string", "description": "A directory with train.jsonl, a file, an id or an URI."},
             "outputPath": {"type": "string", "description": "Directory that receives the model."},
-            "trainingArgs": {"type": "object", "additionalProperties": False, "properties": {**arguments, **switches}},
+            "trainingArgs": {"type": "object", "additionalProperties": False, "properties": arguments},
             "gpuConfig": {"type": "object", "additionalProperties": False, "properties": devices},
             "command": {"type": "string", "description": "Refused unless the deployment takes commands."},
         },
     }
 
 
-def _argument(argument: Argument) -> Schema:
-    field = argument.field
-    shape = Schemas().field(field)
-    # What follows "Default" is the platform's default, which is not always this surface's.
-    shape["description"] = shape.get("description", "").partition(" Default")[0]
-    if field.enum_type is not None:
-        prefix: str = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
-        words = [value.name.removeprefix(prefix).lower() for value in field.enum_type.values[1:]]
-        shape = {"type": "string", "enum": words, "description": shape["description"]}
-    if argument.name in DEFAULTS:
-        shape = {**shape, "default": DEFAULTS[argument.name]}
-    return shape
+def _arguments(rows: tuple[Parameter, ...]) -> dict[str, Schema]:
+    shapes: dict[str, Schema] = {}
+    for row in rows:
+        shape = _argument(row)
+        shapes[row.name] = shape
+        shapes |= {alias: {**shape, "description": f"Same as {row.name}."} for alias in row.aliases}
+    return shapes
+
+
+def _argument(row: Parameter) -> Schema:
+    bounds = ranges(SURFACE)[row.name]
+    shape: Schema = {"type": _TYPES.get(row.type, "string"), **limited(bounds)}
+    if row.type == "list":
+        shape = {"type": "array", "items": {"type": "string", **limited(bounds)}, "uniqueItems": bounds.unique}
+    if row.choices:
+        shape["enum"] = list(row.choices)
+    shape["description"] = row.description_en
+    return {**shape, "default": DEFAULTS[row.name]} if row.name in DEFAULTS else shape
 
 
 def _reference(name: str) -> Schema:

@@ -4,9 +4,9 @@ import json
 import math
 from typing import Any
 
+from gateway.finetuning.arguments import GPU_CONFIG, TRAINING_ARGS
 from gateway.finetuning.command import COMMAND, equivalent
 from gateway.finetuning.create import LABEL_PREFIX
-from gateway.finetuning.parameters import GPU_CONFIG, TRAINING_ARGS
 from gateway.native.encode import encode_double, encode_timestamp
 from tunesmith.task.v1 import task_pb2
 

@@ -79,8 +79,8 @@ class Schemas:
             value = self._shape(field.message_type.fields_by_name["value"])
             return _keep({"type": "object", "additionalProperties": value, "maxProperties": bounds.max_items})
         if not field.is_repeated:
-            return {**self._one(field), **_limited(bounds)}
-        array = {"type": "array", "items": {**self._one(field), **_limited(bounds)}, "minItems": bounds.min_items}
+            return {**self._one(field), **limited(bounds)}
+        array = {"type": "array", "items": {**self._one(field), **limited(bounds)}, "minItems": bounds.min_items}
         return _keep({**array, "maxItems": bounds.max_items, "uniqueItems": bounds.unique or None})
 
     def _one(self, field: FieldDescriptor) -> Schema:
@@ -103,7 +103,8 @@ def _enum(kind: EnumDescriptor) -> Schema:
     return {**schema, "description": "\n".join([text, "", *lines])}
 
 
-def _limited(bounds: Limits) -> Schema:
+def limited(bounds: Limits) -> Schema:
+    """The part of a schema that says what limits demand of a value."""
     return _keep(
         {
             "minimum": bounds.at_least,

@@ -19,7 +19,7 @@ from parameterkit.messages import ENGLISH, Problem, Refused, Text
 from parameterkit.methods import Given, Switches
 from parameterkit.surfaces import NATIVE, SURFACES, defaults, ranges
 from parameterkit.table import BY_NAME, BY_PATH
-from parameterkit.values import assign, from_text, parse
+from parameterkit.values import assign, clear, from_text, parse
 from tunesmith.task.v1 import spec_pb2
 
 _EVALUATE = "eval_strategy"
@@ -61,6 +61,7 @@ class Reader:
         self._language = language
         self._spec = spec_pb2.FinetuneSpec() if spec is None else spec
         self._given: dict[str, Given] = {}
+        self._names: dict[str, str] = {}
         self._problems: list[Problem] = []
         self._default_fields: list[str] = []
 
@@ -94,8 +95,8 @@ class Reader:
             if self._needs(name) and rules.applies(name, method, str(scheduler)):
                 assign(self._spec, BY_NAME[name], parse(BY_NAME[name], value, self._ranges[name]))
                 self._default_fields.append(f"finetune.{BY_NAME[name].path}")
-        names = {BY_NAME[name].path: given.name for name, given in self._given.items() if given.name}
-        reading = Reading(self._spec, self._default_fields, self._problems, names)
+        self._names |= {BY_NAME[name].path: given.name for name, given in self._given.items()}
+        reading = Reading(self._spec, self._default_fields, self._problems, self._names)
         self._check_together(reading)
         return reading
 
@@ -108,6 +109,7 @@ class Reader:
         row = BY_NAME[name]
         if value is None or (value == "" and row.type in ("path", "text")):
             return
+        self._names.setdefault(row.path, path)
         try:
             parsed = parse(row, value, self._ranges[row.name])
         except Refused as error:
@@ -132,8 +134,10 @@ class Reader:
             assign(self._spec, BY_NAME[_EVALUATE], "steps")
 
     def _check_together(self, reading: Reading) -> None:
-        for breach in rules.breaches(reading.spec):
+        """Parameters that do not go together; one of them is taken out, so that services find what else is wrong."""
+        for breach in list(rules.breaches(reading.spec)):
             problem = breach.problem(reading.name_of, self._language)
+            clear(reading.spec, breach.path)
             if all(problem.field != known.field for known in self._problems):
                 self._problems.append(problem)
 

@@ -47,10 +47,7 @@ def from_text(parameter: Parameter, text: str) -> Any:
 
 def assign(spec: spec_pb2.FinetuneSpec, parameter: Parameter, value: Any) -> None:
     """Sets the field of a parameter to a parsed value."""
-    *parents, name = parameter.path.split(".")
-    holder: Any = spec
-    for parent in parents:
-        holder = getattr(holder, parent)
+    holder, name = _holder(spec, parameter.path)
     enum = parameter.field.enum_type
     if parameter.path == "dataset.path":
         name_dataset(holder, value)
@@ -63,6 +60,12 @@ def assign(spec: spec_pb2.FinetuneSpec, parameter: Parameter, value: Any) -> Non
         setattr(holder, name, value)
 
 
+def clear(spec: spec_pb2.FinetuneSpec, path: str) -> None:
+    """Makes the field at a path one that is not set."""
+    holder, name = _holder(spec, path)
+    holder.ClearField(name)
+
+
 def name_dataset(source: spec_pb2.DatasetSource, text: str) -> None:
     """Sets where data lies from what people write: a path, an id, hf://owner/name or another address."""
     if hub := _HUB.fullmatch(text):
@@ -73,6 +76,15 @@ def name_dataset(source: spec_pb2.DatasetSource, text: str) -> None:
         source.dataset_id = text
     elif text:
         source.path = text
+
+
+def _holder(spec: spec_pb2.FinetuneSpec, path: str) -> tuple[Any, str]:
+    """The message that holds the field at a path, and the field's name in it."""
+    *parents, name = path.split(".")
+    holder: Any = spec
+    for parent in parents:
+        holder = getattr(holder, parent)
+    return holder, name
 
 
 def _number(parameter: Parameter, value: Any, limits: Limits) -> int | float:
