@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tunesmith/task/v1/parameter_service.proto\x12\x11tunesmith.task.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x9f\x03\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0c\n\x04\x66old\x18\x05 \x01(\t\x12\x10\n\x08label_en\x18\x06 \x01(\t\x12\x10\n\x08label_zh\x18\x07 \x01(\t\x12\x0c\n\x04type\x18\x08 \x01(\t\x12-\n\rdefault_value\x18\t \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10minimum_excluded\x18\x0b \x01(\x08\x12\x14\n\x07maximum\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10maximum_excluded\x18\r \x01(\x08\x12\x0f\n\x07\x63hoices\x18\x0e \x03(\t\x12\x11\n\tadvice_en\x18\x0f \x01(\t\x12\x11\n\tadvice_zh\x18\x10 \x01(\t\x12\x10\n\x08required\x18\x11 \x01(\x08\x12\x12\n\nobjectives\x18\x12 \x03(\t\x12\x0f\n\x07methods\x18\x13 \x03(\tB\n\n\x08_minimumB\n\n\x08_maximum\";\n\x15ListParametersRequest\x12\x0f\n\x07surface\x18\x01 \x01(\t\x12\x11\n\tobjective\x18\x02 \x01(\t\"J\n\x16ListParametersResponse\x12\x30\n\nparameters\x18\x01 \x03(\x0b\x32\x1c.tunesmith.task.v1.Parameter2\x91\x01\n\x10ParameterService\x12}\n\x0eListParameters\x12(.tunesmith.task.v1.ListParametersRequest\x1a).tunesmith.task.v1.ListParametersResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/parametersb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)tunesmith/task/v1/parameter_service.proto\x12\x11tunesmith.task.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xdf\x03\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0c\n\x04\x66old\x18\x05 \x01(\t\x12\x10\n\x08label_en\x18\x06 \x01(\t\x12\x10\n\x08label_zh\x18\x07 \x01(\t\x12\x0c\n\x04type\x18\x08 \x01(\t\x12-\n\rdefault_value\x18\t \x01(\x0b\x32\x16.google.protobuf.Value\x12\x14\n\x07minimum\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10minimum_excluded\x18\x0b \x01(\x08\x12\x14\n\x07maximum\x18\x0c \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10maximum_excluded\x18\r \x01(\x08\x12\x0f\n\x07\x63hoices\x18\x0e \x03(\t\x12\x11\n\tadvice_en\x18\x0f \x01(\t\x12\x11\n\tadvice_zh\x18\x10 \x01(\t\x12\x10\n\x08required\x18\x11 \x01(\x08\x12\x12\n\nobjectives\x18\x12 \x03(\t\x12\x0f\n\x07methods\x18\x13 \x03(\t\x12\x16\n\x0e\x64\x65scription_en\x18\x14 \x01(\t\x12\x16\n\x0e\x64\x65scription_zh\x18\x15 \x01(\t\x12\x0e\n\x06switch\x18\x16 \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum\";\n\x15ListParametersRequest\x12\x0f\n\x07surface\x18\x01 \x01(\t\x12\x11\n\tobjective\x18\x02 \x01(\t\"J\n\x16ListParametersResponse\x12\x30\n\nparameters\x18\x01 \x03(\x0b\x32\x1c.tunesmith.task.v1.Parameter2\x91\x01\n\x10ParameterService\x12}\n\x0eListParameters\x12(.tunesmith.task.v1.ListParametersRequest\x1a).tunesmith.task.v1.ListParametersResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/parametersb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARAMETERSERVICE'].methods_by_name['ListParameters']._loaded_options = None
   _globals['_PARAMETERSERVICE'].methods_by_name['ListParameters']._serialized_options = b'\202\323\344\223\002\020\022\016/v1/parameters'
   _globals['_PARAMETER']._serialized_start=125
-  _globals['_PARAMETER']._serialized_end=540
-  _globals['_LISTPARAMETERSREQUEST']._serialized_start=542
-  _globals['_LISTPARAMETERSREQUEST']._serialized_end=601
-  _globals['_LISTPARAMETERSRESPONSE']._serialized_start=603
-  _globals['_LISTPARAMETERSRESPONSE']._serialized_end=677
-  _globals['_PARAMETERSERVICE']._serialized_start=680
-  _globals['_PARAMETERSERVICE']._serialized_end=825
+  _globals['_PARAMETER']._serialized_end=604
+  _globals['_LISTPARAMETERSREQUEST']._serialized_start=606
+  _globals['_LISTPARAMETERSREQUEST']._serialized_end=665
+  _globals['_LISTPARAMETERSRESPONSE']._serialized_start=667
+  _globals['_LISTPARAMETERSRESPONSE']._serialized_end=741
+  _globals['_PARAMETERSERVICE']._serialized_start=744
+  _globals['_PARAMETERSERVICE']._serialized_end=889
 # @@protoc_insertion_point(module_scope)

@@ -44,12 +44,15 @@ class Parameter(_message.Message):
     REQUIRED_FIELD_NUMBER: _builtins.int
     OBJECTIVES_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_EN_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_ZH_FIELD_NUMBER: _builtins.int
+    SWITCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, for example "learning_rate"."""
     path: _builtins.str
     """Path in a FinetuneSpec, for example "training.learning_rate"."""
     category: _builtins.str
-    """Category: "data", "training", "lora", "quantization", "optimization", "save", "eval", "logging" or "general"."""
+    """Category: "data", "training", "lora", "quantization", "optimization", "logging" or "general"."""
     fold: _builtins.str
     """Group that a form folds away: "" (always open), "optional", "advanced", "optimization", "save" or "eval"."""
     label_en: _builtins.str
@@ -72,13 +75,19 @@ class Parameter(_message.Message):
     """Advice, in Chinese."""
     required: _builtins.bool
     """It must be given."""
+    description_en: _builtins.str
+    """What it means, in English."""
+    description_zh: _builtins.str
+    """What it means, in Chinese."""
+    switch: _builtins.bool
+    """It sets the field of another parameter in words of its own, as use_4bit does."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other names that mean the same."""
 
     @_builtins.property
     def default_value(self) -> _struct_pb2.Value:
-        """Value that the surface asked for fills in; unset when there is none."""
+        """Value that holds on the surface asked for when none is given: its own, else the platform's; unset when there is none."""
 
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -114,10 +123,13 @@ class Parameter(_message.Message):
         required: _builtins.bool = ...,
         objectives: _abc.Iterable[_builtins.str] | None = ...,
         methods: _abc.Iterable[_builtins.str] | None = ...,
+        description_en: _builtins.str = ...,
+        description_zh: _builtins.str = ...,
+        switch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "default_value", b"default_value", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "advice_en", b"advice_en", "advice_zh", b"advice_zh", "aliases", b"aliases", "category", b"category", "choices", b"choices", "default_value", b"default_value", "fold", b"fold", "label_en", b"label_en", "label_zh", b"label_zh", "maximum", b"maximum", "maximum_excluded", b"maximum_excluded", "methods", b"methods", "minimum", b"minimum", "minimum_excluded", b"minimum_excluded", "name", b"name", "objectives", b"objectives", "path", b"path", "required", b"required", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "advice_en", b"advice_en", "advice_zh", b"advice_zh", "aliases", b"aliases", "category", b"category", "choices", b"choices", "default_value", b"default_value", "description_en", b"description_en", "description_zh", b"description_zh", "fold", b"fold", "label_en", b"label_en", "label_zh", b"label_zh", "maximum", b"maximum", "maximum_excluded", b"maximum_excluded", "methods", b"methods", "minimum", b"minimum", "minimum_excluded", b"minimum_excluded", "name", b"name", "objectives", b"objectives", "path", b"path", "required", b"required", "switch", b"switch", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015
@@ -139,8 +151,8 @@ class ListParametersRequest(_message.Message):
     SURFACE_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     surface: _builtins.str
-    """Whose defaults and ranges: "native" (also when empty), "training", "llm_finetuning", "finetuning", "workflow" or
-    "studio".
+    """Whose defaults and ranges: "native" (also when empty), "training", "llm_finetuning", "llm_finetuning_qlora",
+    "finetuning", "workflow" or "studio".
     """
     objective: _builtins.str
     """Only parameters of this kind of training: "sft", "pretrain" or "classification". Empty: all."""
