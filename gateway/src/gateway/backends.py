@@ -10,11 +10,17 @@ from gateway.settings import GatewaySettings
 from servicekit.grpc_client import open_channel
 from tunesmith.eval.v1 import eval_service_pb2
 from tunesmith.export.v1 import export_service_pb2
-from tunesmith.task.v1 import dataset_service_pb2, quota_service_pb2, task_service_pb2, template_service_pb2
+from tunesmith.task.v1 import (
+    dataset_service_pb2,
+    parameter_service_pb2,
+    quota_service_pb2,
+    task_service_pb2,
+    template_service_pb2,
+)
 from tunesmith.trainer.v1 import trainer_service_pb2
 
 _FILES = {
-    "task": (task_service_pb2, dataset_service_pb2, template_service_pb2, quota_service_pb2),
+    "task": (task_service_pb2, dataset_service_pb2, template_service_pb2, quota_service_pb2, parameter_service_pb2),
     "trainer": (trainer_service_pb2,),
     "eval": (eval_service_pb2,),
     "export": (export_service_pb2,),

@@ -2,7 +2,7 @@
 
 from parameterkit.limits import Limits
 from parameterkit.parameter import Parameter
-from parameterkit.surfaces import SURFACES, defaults, effective_defaults, ranges, required
+from parameterkit.surfaces import SURFACES, defaults, effective_defaults, ranges, required, shown
 from parameterkit.table import BY_NAME, BY_PATH, PARAMETERS
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "effective_defaults",
     "ranges",
     "required",
+    "shown",
 ]

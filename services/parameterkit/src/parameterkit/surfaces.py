@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from parameterkit.limits import Limits
-from parameterkit.parameter import OBJECTIVES
+from parameterkit.parameter import OBJECTIVES, Parameter
 from parameterkit.table import PARAMETERS
 
 NATIVE = "native"
@@ -23,7 +23,7 @@ class Surface:
 
     by_objective changes its defaults for "sft", "pretrain" or "classification". evaluates_with are parameters that mean
     evaluations by steps when they are given without an evaluation strategy; derived are defaults that are the value of
-    another parameter.
+    another parameter. hidden are categories that it does not show for a kind of training.
     """
 
     title_en: str
@@ -34,6 +34,7 @@ class Surface:
     required: tuple[str, ...] = ()
     evaluates_with: tuple[str, ...] = ("eval_file", "eval_ratio")
     derived: Mapping[str, str] = field(default_factory=dict)
+    hidden: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _between(low: float, high: float) -> Limits:
@@ -222,6 +223,7 @@ SURFACES: Mapping[str, Surface] = MappingProxyType(
             },
             by_objective={"pretrain": {"method": "full", "objective": "pretraining"}},
             required=("output_dir",),
+            hidden={"pretrain": ("lora", "quantization")},
             evaluates_with=(),
         ),
     }
@@ -253,3 +255,9 @@ def ranges(surface: str = NATIVE) -> Mapping[str, Limits]:
 def required(surface: str = NATIVE) -> frozenset[str]:
     """Names of the parameters that a surface demands."""
     return frozenset(row.name for row in PARAMETERS if row.required) | frozenset(SURFACES[surface].required)
+
+
+def shown(surface: str = NATIVE, objective: str = "") -> tuple[Parameter, ...]:
+    """The parameters that a surface shows for a kind of training ("sft", "pretrain", ...; empty is any)."""
+    hidden = SURFACES[surface].hidden.get(objective, ())
+    return tuple(row for row in PARAMETERS if row.concerns(objective) and row.category not in hidden)

@@ -32,7 +32,6 @@ ROWS = (
         label_zh="使用LoRA微调",
         meaning="Train a low-rank adapter instead of every weight.",
         description_zh="是否启用 LoRA 高效微调",
-        objectives=("sft", "classification"),
     ),
     _method(
         name="use_qlora",
@@ -44,7 +43,6 @@ ROWS = (
         description_zh="在量化的基础模型上训练 LoRA，大幅降低显存占用",
         advice_en="Below 16 GB of video memory, and for 13B and larger models on consumer GPUs.",
         advice_zh="显存小于 16GB，或在消费级显卡上训练 13B 及以上模型时使用。",
-        objectives=("sft", "classification"),
     ),
     _method(
         name="peft_adapter",

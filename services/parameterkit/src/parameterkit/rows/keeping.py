@@ -53,7 +53,6 @@ ROWS = (
         label_en="Merge LoRA weights after training",
         label_zh="训练后合并LoRA权重",
         description_zh="训练完成后是否将 LoRA 合并到基础模型",
-        objectives=("sft", "classification"),
         methods=("lora", "qlora"),
     ),
     _eval(
