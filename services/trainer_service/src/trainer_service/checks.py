@@ -20,7 +20,6 @@ from trainer_service.worker.output import may_be_written
 from tunesmith.task.v1 import spec_pb2
 
 TASK_PREFIX = "task:"
-METHODS = frozenset({spec_pb2.METHOD_UNSPECIFIED, spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA})
 OBJECTIVES = frozenset({spec_pb2.OBJECTIVE_UNSPECIFIED, spec_pb2.OBJECTIVE_SUPERVISED})
 
 
@@ -58,9 +57,6 @@ def require_available(spec: spec_pb2.TaskSpec) -> None:
         words = modality.replace("_", " ")
         raise Unimplemented(f"training of {words} is not available yet", reason="MODALITY_NOT_AVAILABLE")
     parameters = spec.finetune.language_model
-    if parameters.method not in METHODS:
-        name = spec_pb2.Method.Name(parameters.method)
-        raise Unimplemented(f"{name} is not available yet; use METHOD_LORA", reason="METHOD_NOT_AVAILABLE")
     if parameters.objective not in OBJECTIVES:
         name = spec_pb2.Objective.Name(parameters.objective)
         raise Unimplemented(f"{name} is not available yet", reason="OBJECTIVE_NOT_AVAILABLE")

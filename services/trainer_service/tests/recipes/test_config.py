@@ -120,11 +120,32 @@ def test_what_can_be_trained_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"language_model": {"method": "METHOD_QLORA"}}, "finetune.language_model.method"),
         ({"language_model": {"objective": "OBJECTIVE_PRETRAINING"}}, "finetune.language_model.objective"),
         ({"language_model": {"objective": "OBJECTIVE_CLASSIFICATION"}}, "finetune.language_model.objective"),
         ({"language_model": {"packing": True}}, "finetune.language_model.packing"),
-        ({"training": {"optim": "lomo"}}, "finetune.training.optim"),
+        ({"training": {"optim": "adam_and_eve"}}, "finetune.training.optim"),
+        (
+            {"training": {"optim": "lomo", "gradient_accumulation_steps": 2}},
+            "finetune.training.gradient_accumulation_steps",
+        ),
+        ({"training": {"optim": "lomo", "fp16": True}}, "finetune.training.fp16"),
+        ({"training": {"optim": "lomo"}, "devices": {"processes": 2}}, "finetune.training.optim"),
+        (
+            {
+                "training": {"optim": "galore_adamw", "parallelism": "PARALLELISM_FULLY_SHARDED"},
+                "devices": {"cuda_visible_devices": "0,1"},
+            },
+            "finetune.training.optim",
+        ),
+        (
+            {
+                "training": {"parallelism": "PARALLELISM_FULLY_SHARDED"},
+                "language_model": {"method": "METHOD_QLORA"},
+                "devices": {"processes": 2},
+            },
+            "finetune.training.parallelism",
+        ),
+        ({"training": {"lr_scheduler_type": "polynomial", "learning_rate": 1e-7}}, "finetune.training.learning_rate"),
         ({"training": {"lr_scheduler_type": "zigzag"}}, "finetune.training.lr_scheduler_type"),
         ({"training": {"lr_scheduler_type": "reduce_lr_on_plateau"}}, "finetune.training.lr_scheduler_type"),
         ({"training": {"early_stopping_patience": 2}}, "finetune.training.early_stopping_patience"),

@@ -9,9 +9,8 @@ from trainer_service.recipes.adapters import add_adapter
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.precision import Precision
+from trainer_service.recipes.support import ADAPTER_METHODS
 from trainer_service.recipes.world import World
-
-ADAPTER_METHODS = ("LORA", "QLORA")
 
 
 def prepare_model(

@@ -9,8 +9,9 @@ from trainer_service.recipes.config import Job
 from trainer_service.recipes.data_setup import Data, prepare_data
 from trainer_service.recipes.errors import OutputExists
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.model_setup import ADAPTER_METHODS, prepare_model
+from trainer_service.recipes.model_setup import prepare_model
 from trainer_service.recipes.precision import Precision
+from trainer_service.recipes.support import ADAPTER_METHODS
 from trainer_service.recipes.world import World
 
 

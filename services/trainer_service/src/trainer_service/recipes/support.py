@@ -9,7 +9,35 @@ from servicekit.errors import Problem
 from trainer_service.recipes.config import Finetune, LanguageModel, Lora, Training
 from tunesmith.task.v1 import spec_pb2
 
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+# Other names of the same optimisers.
+OPTIMIZER_ALIASES = {
+    "adamw_torch_fused": "adamw_torch",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "stableadamw": "stable_adamw",
+    "schedule_free_radamw": "schedule_free_radam",
+}
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "adafactor",
+    "lomo",
+    "galore_adamw",
+    "galore_adamw_8bit",
+    "grokadamw",
+    "stableadamw",
+    "stable_adamw",
+    "schedule_free_radamw",
+    "schedule_free_radam",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+)
 SCHEDULERS = (
     "linear",
     "cosine",
@@ -22,6 +50,10 @@ SCHEDULERS = (
     "cosine_with_min_lr",
     "warmup_stable_decay",
 )
+# Where transformers' polynomial schedule ends.
+POLYNOMIAL_END = 1e-7
+METHODS = ("FULL", "LORA", "QLORA")
+ADAPTER_METHODS = ("LORA", "QLORA")
 # The module with the recipe of each modality that has one.
 RECIPES = {"language_model": "trainer_service.recipes.language_model"}
 
@@ -32,7 +64,8 @@ def unsupported(spec: spec_pb2.FinetuneSpec) -> list[Problem]:
     Raises InvalidJob when the specification cannot be read.
     """
     parsed = Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True))
-    return [Problem(f"finetune.{problem.field}", problem.message) for problem in problems_of(parsed)]
+    problems = [*problems_of(parsed), *_several_devices(parsed, spec.devices)]
+    return [Problem(f"finetune.{problem.field}", problem.message) for problem in problems]
 
 
 def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any]) -> list[Problem]:
@@ -40,7 +73,7 @@ def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any]) -> list[Problem]:
     parsed = Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True)).language_model
     problems = []
     width = config.get("hidden_size") or config.get("n_embd")
-    if parsed.method == "LORA" and isinstance(width, int) and parsed.lora.r > width:
+    if parsed.method in ADAPTER_METHODS and isinstance(width, int) and parsed.lora.r > width:
         message = f"{parsed.lora.r} is more than the width of the model ({width})"
         problems.append(Problem("finetune.language_model.lora.r", message))
     longest = config.get("max_position_embeddings") or config.get("n_positions")
@@ -66,25 +99,24 @@ def _language_model(parameters: LanguageModel) -> Iterator[Problem]:
     if parameters.objective != "SUPERVISED":
         name = parameters.objective.lower()
         yield Problem("language_model.objective", f"{name} is not available in this version; use OBJECTIVE_SUPERVISED")
-    if parameters.method not in ("FULL", "LORA"):
-        message = f"{parameters.method} is not available in this version; use METHOD_LORA or METHOD_FULL"
-        yield Problem("language_model.method", message)
     if parameters.packing:
         yield Problem("language_model.packing", "packing is not available in this version; leave it out")
 
 
 def _lora(lora: Lora, method: str) -> Iterator[Problem]:
-    if method == "LORA" and lora.bias not in ("none", "all", "lora_only"):
+    if method in ADAPTER_METHODS and lora.bias not in ("none", "all", "lora_only"):
         yield Problem("language_model.lora.bias", f"{lora.bias!r} is not one of none, all, lora_only")
 
 
 def _training(training: Training) -> Iterator[Problem]:
     if training.optim not in OPTIMIZERS:
         listed = ", ".join(OPTIMIZERS)
-        yield Problem("training.optim", f"{training.optim!r} is not available in this version; use one of {listed}")
+        yield Problem("training.optim", f"{training.optim!r} is not known; use one of {listed}")
     if training.lr_scheduler_type not in SCHEDULERS:
         listed = ", ".join(SCHEDULERS)
         yield Problem("training.lr_scheduler_type", f"{training.lr_scheduler_type!r} is not known; use one of {listed}")
+    if training.lr_scheduler_type == "polynomial" and training.learning_rate <= POLYNOMIAL_END:
+        yield Problem("training.learning_rate", f"polynomial ends at {POLYNOMIAL_END}; begin with a higher rate")
     if training.fp16 and training.bf16:
         yield Problem("training.fp16", "fp16 and bf16 exclude each other; choose one")
     if training.eval_strategy == "NO":
@@ -92,3 +124,27 @@ def _training(training: Training) -> Iterator[Problem]:
             yield Problem("training.lr_scheduler_type", "reduce_lr_on_plateau needs an eval_strategy other than NO")
         if training.early_stopping_patience:
             yield Problem("training.early_stopping_patience", "early stopping needs an eval_strategy other than NO")
+    if training.optim == "lomo":
+        yield from _lomo(training)
+
+
+def _lomo(training: Training) -> Iterator[Problem]:
+    """It changes the weights within the backward pass and keeps no gradients."""
+    if training.gradient_accumulation_steps > 1:
+        message = "lomo keeps no gradients to add up; use 1 and a larger per_device_train_batch_size"
+        yield Problem("training.gradient_accumulation_steps", message)
+    if training.fp16:
+        yield Problem("training.fp16", "lomo cannot scale its loss, as float16 needs; use bf16")
+
+
+def _several_devices(finetune: Finetune, devices: spec_pb2.DeviceRequest) -> Iterator[Problem]:
+    if max(devices.processes, len(devices.cuda_visible_devices.split(","))) == 1:
+        return
+    training, sharded = finetune.training, finetune.training.parallelism == "FULLY_SHARDED"
+    if training.optim == "lomo":
+        yield Problem("training.optim", "lomo keeps no gradients to exchange; use one device, or adafactor")
+    if sharded and training.optim.startswith("galore"):
+        yield Problem("training.optim", "galore needs whole matrices; use PARALLELISM_DATA, or adamw_torch")
+    if sharded and finetune.language_model.method == "QLORA":
+        message = "quantized weights cannot be spread over devices; use PARALLELISM_DATA, or METHOD_LORA"
+        yield Problem("training.parallelism", message)
