@@ -13,6 +13,8 @@ EIGHT_BIT_OPTIMIZERS = {
     "adamw_torch_fused": "adamw_8bit",
     "adamw_8bit": "adamw_8bit",
     "adamw_bnb_8bit": "adamw_bnb_8bit",
+    "paged_adamw_32bit": "paged_adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
     "galore_adamw": "galore_adamw_8bit",
     "galore_adamw_8bit": "galore_adamw_8bit",
 }

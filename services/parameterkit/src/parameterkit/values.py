@@ -60,6 +60,12 @@ def assign(spec: spec_pb2.FinetuneSpec, parameter: Parameter, value: Any) -> Non
         setattr(holder, name, value)
 
 
+def is_set(spec: spec_pb2.FinetuneSpec, path: str) -> bool:
+    """Whether the field at a path, one that may be left out, is set."""
+    holder, name = _holder(spec, path)
+    return bool(holder.HasField(name))
+
+
 def clear(spec: spec_pb2.FinetuneSpec, path: str) -> None:
     """Makes the field at a path one that is not set."""
     holder, name = _holder(spec, path)
