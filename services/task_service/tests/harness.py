@@ -21,12 +21,13 @@ from task_service.commands.core import Core
 from task_service.database.access import Database
 from task_service.database.models import OUTBOX
 from task_service.database.schema import migrate
+from task_service.datasets.checking import Checked
 from task_service.facts.consumer import ACK_WAIT_SECONDS, DURABLE, MAX_ACK_PENDING, FactConsumer
 from task_service.garbage import GarbageCollector
 from task_service.leader import keep_running
 from task_service.reconciler import Reconciler
 from task_service.settings import TaskServiceSettings
-from task_service.setup import duties, servicers
+from task_service.setup import Trainer, duties, servicers
 from tests.support.waiting import eventually
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import event_pb2, spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
@@ -45,6 +46,21 @@ class Checker:
 
     async def problems(self, spec: spec_pb2.TaskSpec) -> list[Problem]:
         self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return self.found
+
+
+@dataclass
+class DatasetCheckerStub:
+    """Stands for the trainer service: finds in datasets what the test wants found."""
+
+    found: Checked | None = None
+    error: Exception | None = None
+    tokens: list[Any] = field(default_factory=list)
+
+    async def check(self, dataset_id: str, identity: Any) -> Checked | None:
+        self.tokens.append(identity)
         if self.error is not None:
             raise self.error
         return self.found
@@ -168,6 +184,8 @@ class Service:
         self.objects = objects
         self.settings = settings
         self.checker = Checker()
+        self.dataset_checker = DatasetCheckerStub()
+        self.trainer = Trainer(self.checker, self.dataset_checker)
         self.relay = Relay(core.outbox, core.database.sessions, bus)
         self.facts = FactConsumer(core, bus)
         self.garbage = GarbageCollector(core.database, objects)
@@ -284,7 +302,7 @@ async def running_service(directory: Path, database_url: str, nats_url: str, **s
     await bus.ensure_streams()
     service = Service(core, bus, objects, chosen)
     try:
-        async with running_server(chosen, servicers(core, bus, objects, service.checker)) as server:
+        async with running_server(chosen, servicers(core, bus, objects, service.trainer, chosen)) as server:
             service.target = f"127.0.0.1:{server.port}"
             yield service
             await service.close()

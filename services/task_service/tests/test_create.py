@@ -148,10 +148,10 @@ async def test_breaches_of_the_contract_hide_no_other_problem(service: Service, 
         await alice.create("bad\0name", spec=language_model_spec(learning_rate=5.0))
     fields = {problem.field for problem in caught.value.problems}
     assert fields == {"spec.finetune.training.learning_rate", "name", "finetune.base_model"}
-    qlora = language_model_spec(learning_rate=5.0)
-    qlora.finetune.language_model.method = spec_pb2.METHOD_QLORA
+    elsewhere = language_model_spec(learning_rate=5.0)
+    elsewhere.finetune.image_classifier.SetInParent()
     with pytest.raises(InvalidArgument) as caught:
-        await alice.create(spec=qlora)
+        await alice.create(spec=elsewhere)
     assert [problem.field for problem in caught.value.problems] == ["spec.finetune.training.learning_rate", "spec"]
 
 
@@ -190,12 +190,7 @@ LM = spec_pb2.LanguageModelParameters
         (finetune(image_classifier=spec_pb2.ImageClassifierParameters()), "MODALITY_NOT_AVAILABLE"),
         (finetune(object_detector=spec_pb2.ObjectDetectorParameters()), "MODALITY_NOT_AVAILABLE"),
         (finetune(text_to_image=spec_pb2.TextToImageParameters()), "MODALITY_NOT_AVAILABLE"),
-        (finetune(language_model=LM(method=spec_pb2.METHOD_QLORA)), "METHOD_NOT_AVAILABLE"),
         (finetune(language_model=LM(objective=spec_pb2.OBJECTIVE_PRETRAINING)), "OBJECTIVE_NOT_AVAILABLE"),
-        (
-            finetune(language_model=LM(), dataset=spec_pb2.DatasetSource(dataset_id="d")),
-            "DATASET_UPLOADS_NOT_AVAILABLE",
-        ),
     ],
 )
 async def test_what_this_version_cannot_do_is_said(alice: Client, spec: spec_pb2.TaskSpec, reason: str) -> None:

@@ -8,28 +8,21 @@ import pytest
 from servicekit.errors import Unimplemented
 from services.task_service.tests.harness import Client, Service
 from tunesmith.task.v1 import (
-    dataset_service_pb2,
-    dataset_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
     template_service_pb2,
     template_service_pb2_grpc,
 )
 
-datasets, templates, quotas = dataset_service_pb2, template_service_pb2, quota_service_pb2
+templates, quotas = template_service_pb2, quota_service_pb2
 Call = Callable[[Any], Awaitable[Any]]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_every_method_is_a_typed_error(service: Service, alice: Client) -> None:
-    dataset = dataset_service_pb2_grpc.DatasetServiceStub(alice.channel)
     template = template_service_pb2_grpc.TemplateServiceStub(alice.channel)
     quota = quota_service_pb2_grpc.QuotaServiceStub(alice.channel)
     calls: list[tuple[Call, Any]] = [
-        (dataset.CreateDataset, datasets.CreateDatasetRequest(name="d")),
-        (dataset.GetDataset, datasets.GetDatasetRequest(dataset_id="d")),
-        (dataset.ListDatasets, datasets.ListDatasetsRequest()),
-        (dataset.DeleteDataset, datasets.DeleteDatasetRequest(dataset_id="d")),
         (template.CreateTemplate, templates.CreateTemplateRequest(name="t")),
         (template.ListTemplates, templates.ListTemplatesRequest()),
         (template.DeleteTemplate, templates.DeleteTemplateRequest(template_id="t")),

@@ -4,7 +4,6 @@ from servicekit.errors import Unimplemented
 from tunesmith.task.v1 import spec_pb2
 
 KINDS = {"evaluate": "evaluations", "export": "exports", "prepare": "dataset preparation"}
-METHODS = frozenset({spec_pb2.METHOD_UNSPECIFIED, spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA})
 OBJECTIVES = frozenset({spec_pb2.OBJECTIVE_UNSPECIFIED, spec_pb2.OBJECTIVE_SUPERVISED})
 
 
@@ -18,16 +17,9 @@ def require_available(spec: spec_pb2.TaskSpec) -> None:
     if modality != "language_model":
         words = modality.replace("_", "-")
         raise _not_available(f"training of {words} models is not available yet", "MODALITY_NOT_AVAILABLE", modality)
-    if finetune.language_model.method not in METHODS:
-        word = spec_pb2.Method.Name(finetune.language_model.method)
-        raise _not_available(f"{word} is not available yet; use METHOD_LORA", "METHOD_NOT_AVAILABLE", word)
     if finetune.language_model.objective not in OBJECTIVES:
         word = spec_pb2.Objective.Name(finetune.language_model.objective)
         raise _not_available(f"{word} is not available yet", "OBJECTIVE_NOT_AVAILABLE", word)
-    if finetune.dataset.HasField("dataset_id"):
-        raise _not_available(
-            "uploaded datasets are not available yet; give a path", "DATASET_UPLOADS_NOT_AVAILABLE", "dataset_id"
-        )
 
 
 def _not_available(message: str, reason: str, what: str) -> Unimplemented:

@@ -17,6 +17,8 @@ class TaskServiceSettings(ServiceSettings):
         None, description="Address of the trainer service, which checks tasks before they are accepted."
     )
     check_spec_seconds: float = Field(30.0, gt=0, description="Time for that check.")
+    check_dataset_seconds: float = Field(600.0, gt=0, description="Time for checking the rows of an uploaded dataset.")
+    max_upload_bytes: int = Field(10 * 1024**3, gt=0, description="Largest file that may be uploaded as a dataset.")
     max_attempts: int = Field(3, ge=1, description="Attempts in a row without a new checkpoint.")
     backoff_seconds: float = Field(1.0, ge=0, description="Pause before the second attempt; doubles after that.")
     backoff_limit_seconds: float = Field(60.0, ge=0, description="Longest pause between two attempts.")

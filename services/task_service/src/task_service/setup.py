@@ -2,6 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
 
 from servicekit import telemetry
 from servicekit.bus import EventBus
@@ -19,9 +22,14 @@ from task_service.commands.work import Work
 from task_service.database.access import Database
 from task_service.database.models import OUTBOX
 from task_service.database.schema import migrate
+from task_service.datasets.checking import DatasetChecker, TrainerDatasetChecker
+from task_service.datasets.queries import Datasets
+from task_service.datasets.servicer import DatasetServicer
+from task_service.datasets.upload import UploadDataset
 from task_service.facts.consumer import FactConsumer, facts_waiting
 from task_service.garbage import GarbageCollector
 from task_service.leader import Duty, Lease, lead
+from task_service.parameters.servicer import ParameterServicer
 from task_service.reconciler import Reconciler
 from task_service.servicer import TaskServicer
 from task_service.settings import TaskServiceSettings
@@ -38,6 +46,8 @@ from task_service.unavailable import unavailable
 from tunesmith.task.v1 import (
     dataset_service_pb2,
     dataset_service_pb2_grpc,
+    parameter_service_pb2,
+    parameter_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
     task_service_pb2,
@@ -47,10 +57,20 @@ from tunesmith.task.v1 import (
 )
 
 
-def servicers(core: Core, bus: EventBus, objects: ObjectStore, checker: SpecChecker | None) -> list[Servicer]:
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """What trainers check for the task service."""
+
+    specs: SpecChecker
+    datasets: DatasetChecker
+
+
+def servicers(
+    core: Core, bus: EventBus, objects: ObjectStore, trainer: Trainer | None, settings: TaskServiceSettings
+) -> list[Servicer]:
     """What the server serves."""
     task = TaskServicer(
-        create=CreateTask(core, checker),
+        create=CreateTask(core, trainer.specs if trainer else None),
         steering=Steering(core),
         work=Work(core, lambda task_id: facts_waiting(bus, task_id)),
         queries=Queries(core.database),
@@ -58,17 +78,18 @@ def servicers(core: Core, bus: EventBus, objects: ObjectStore, checker: SpecChec
         logs=LogReader(bus, objects, LogArchives(core.database)),
         metrics=MetricReader(core.database),
     )
+    dataset = DatasetServicer(
+        upload=UploadDataset(core.database, objects, trainer.datasets if trainer else None, settings.max_upload_bytes),
+        datasets=Datasets(core.database),
+    )
     tasks = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"]
     datasets = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
     templates = template_service_pb2.DESCRIPTOR.services_by_name["TemplateService"]
     quotas = quota_service_pb2.DESCRIPTOR.services_by_name["QuotaService"]
+    parameters = parameter_service_pb2.DESCRIPTOR.services_by_name["ParameterService"]
     return [
         (task_service_pb2_grpc.add_TaskServiceServicer_to_server, task, tasks.full_name),
-        (
-            dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server,
-            unavailable(datasets, "uploaded datasets"),
-            datasets.full_name,
-        ),
+        (dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, dataset, datasets.full_name),
         (
             template_service_pb2_grpc.add_TemplateServiceServicer_to_server,
             unavailable(templates, "parameter templates"),
@@ -79,7 +100,19 @@ def servicers(core: Core, bus: EventBus, objects: ObjectStore, checker: SpecChec
             unavailable(quotas, "quotas"),
             quotas.full_name,
         ),
+        (
+            parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server,
+            ParameterServicer(),
+            parameters.full_name,
+        ),
     ]
+
+
+def _trainer(channel: grpc.aio.Channel, settings: TaskServiceSettings) -> Trainer:
+    return Trainer(
+        TrainerSpecChecker(channel, settings.check_spec_seconds),
+        TrainerDatasetChecker(channel, settings.check_dataset_seconds),
+    )
 
 
 def duties(core: Core, bus: EventBus, objects: ObjectStore, settings: TaskServiceSettings) -> Mapping[str, Duty]:
@@ -114,12 +147,12 @@ async def run(settings: TaskServiceSettings) -> None:
     )
     await bus.ensure_streams()
     channel = open_channel(settings.trainer_target, settings.service_token()) if settings.trainer_target else None
-    checker = TrainerSpecChecker(channel, settings.check_spec_seconds) if channel else None
+    trainer = _trainer(channel, settings) if channel else None
     background = asyncio.create_task(
         lead(Lease(core.database, settings.leader_seconds), duties(core, bus, objects, settings))
     )
     try:
-        async with running_server(settings, servicers(core, bus, objects, checker)):
+        async with running_server(settings, servicers(core, bus, objects, trainer, settings)):
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({stopped, background}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()

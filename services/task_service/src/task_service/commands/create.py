@@ -21,10 +21,11 @@ from task_service.database.access import current_time
 from task_service.database.listing import label_digest
 from task_service.database.models import TaskDependencyRow, TaskLabelRow, TaskRow, TaskSpecRow, UserRow
 from task_service.database.tasks import TaskRepository, visible_to
+from task_service.datasets.use import dataset_problems, use_dataset
 from task_service.defaults import Sources, fill
 from task_service.domain.lifecycle import Lifecycle, State
 from task_service.events import KIND_WORDS
-from task_service.ids import new_task_id
+from task_service.ids import new_id
 from task_service.spec_check import SpecChecker
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
@@ -73,6 +74,7 @@ class CreateTask:
         problems = text_problems(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
             problems += await _dependency_problems(session, principal, request)
+            problems += await dataset_problems(session, principal, spec)
         if self.checker is not None:
             problems += await self.checker.problems(spec)
         return problems
@@ -104,6 +106,7 @@ class CreateTask:
                 return existing
             waits = await _waits(session, principal, request.depends_on)
             row = await _insert(session, principal, request, spec, sources, fingerprint)
+            await use_dataset(session, principal, row, spec)
             recorder = Recorder(session, self.core.outbox, row.create_time)
             lifecycle = Lifecycle(blocked=waits)
             await recorder.apply(row, lifecycle, lifecycle.created())
@@ -217,7 +220,7 @@ async def _insert(
     owner_number = await _user_number(session, principal.user)
     now = await current_time(session)
     row = TaskRow(
-        id=new_task_id(),
+        id=new_id(),
         owner=principal.user,
         name=request.name,
         description=request.description,

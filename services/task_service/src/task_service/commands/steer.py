@@ -15,6 +15,7 @@ from task_service.database import lifecycles
 from task_service.database.access import current_time
 from task_service.database.models import CheckpointRow, TaskDependencyRow, TaskRow
 from task_service.database.tasks import TaskRepository
+from task_service.datasets.use import require_dataset
 from task_service.domain.lifecycle import HELD, NotAllowed, State
 from tunesmith.task.v1 import task_pb2
 
@@ -46,6 +47,7 @@ class Steering:
             lifecycle = lifecycles.load(row)
             base = await _base_step(session, row, checkpoint_step)
             blocked = await _still_waits(session, row)
+            await require_dataset(session, principal, row)
             outcome = lifecycle.resume(checkpoint_step, base, blocked)
             _reset_progress(row, base)
             await recorder.apply(row, lifecycle, outcome)

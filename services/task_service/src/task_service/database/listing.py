@@ -1,6 +1,5 @@
 """Pages of tasks: filters, orders, and tokens that name the last task seen instead of counting."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,11 @@ from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from servicekit.errors import InvalidArgument, Problem
 from servicekit.identity import Principal
 from task_service.database.models import TaskLabelRow, TaskRow
+from task_service.database.paging import DEFAULT_PAGE_SIZE, digest, page_token, parse_page_token
 from task_service.database.tasks import visible_to
 
-DEFAULT_PAGE_SIZE = 50
 # By TaskOrder of the proto. Numbers are given in the order of creation.
 ORDERS: dict[int, InstrumentedAttribute[Any] | None] = {
     0: None,
@@ -44,8 +42,7 @@ class TaskQuery:
     def digest(self) -> str:
         """Stands for the query in page tokens, which hold for it alone."""
         values = asdict(self) | {"states": sorted(set(self.states)), "kinds": sorted(set(self.kinds))}
-        text = json.dumps(values | {"labels": dict(self.labels)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(values | {"labels": dict(self.labels)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +120,11 @@ def _after(query: TaskQuery, key: Any, number: int) -> ColumnElement[bool]:
 
 def _token(query: TaskQuery, last: TaskRow) -> str:
     column = ORDERS[query.order_by]
-    key = None if column is None else getattr(last, column.key)
-    return base64.urlsafe_b64encode(json.dumps([query.digest, key, last.number]).encode()).decode()
+    return page_token(query.digest, None if column is None else getattr(last, column.key), last.number)
 
 
 def _parse(token: str, query: TaskQuery) -> tuple[Any, int]:
-    try:
-        digest, key, number = json.loads(base64.urlsafe_b64decode(token))
-        column = ORDERS[query.order_by]
-        expected: type = type(None) if column is None else str if column is TaskRow.name else int
-        if digest == query.digest and isinstance(key, expected) and isinstance(number, int):
-            return key, number
-    except (ValueError, TypeError):
-        pass
-    raise InvalidArgument(
-        problems=[Problem("page_token", "is not the token of a page of this query; start without one")],
-        reason="BAD_PAGE_TOKEN",
-    )
+    column = ORDERS[query.order_by]
+    expected: type = type(None) if column is None else str if column is TaskRow.name else int
+    key, number = parse_page_token(token, query.digest, expected, int)
+    return key, number
