@@ -1,5 +1,6 @@
 """How weights are adapted: quantized bases (T19, T22, C32, C33) and low-rank adapters (C28, C30, C31, F30)."""
 
+import ctypes
 import json
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "int4": {"type": "int4"},
     "int8": {"type": "int8"},
 }
+M_MMAP_THRESHOLD = -3
 EVERY_MODULE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # within PEFT
@@ -126,17 +128,19 @@ def peak_of_own_memory() -> Iterator[list[int]]:
         watcher.join()
 
 
-def test_the_whole_model_is_never_in_memory_unquantized(tmp_path: Path) -> None:
+def test_the_whole_model_is_never_in_memory_unquantized(jobs: JobFactory, tmp_path: Path) -> None:
     built = scratch.build(
         tmp_path / "m", hidden_size=512, layers=12, vocab_size=320, corpus=[Path(json.__file__).read_text()]
     )
     quieten()
     config, _ = quantization.configure(Quantization(), torch.device("cpu"))
+    load_model(jobs.model_dir, dtype=torch.float32, quantization=config)  # imports what takes memory too
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # freed tensors leave the process, as large ones always do
     with peak_of_own_memory() as peak:
         model = load_model(built.directory, dtype=torch.float32, quantization=config)
     size = 4 * sum(weight.numel() for weight in load_model(built.directory, dtype=torch.float32).parameters())
     assert size > 100 << 20
-    assert peak[0] < 0.45 * size
+    assert peak[0] < 0.4 * size
     assert quantization.is_quantized(model.model.layers[0].mlp.up_proj.weight)
 
 
