@@ -1,4 +1,4 @@
-"""The parts of a recipe one by one: events, order of the data, schedules, failures."""
+"""The parts of a recipe one by one: events, schedules, failures."""
 
 import copy
 import errno
@@ -6,107 +6,24 @@ import json
 import math
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from modelkit.chat import IGNORED, Encoded
 from modelkit.errors import InvalidDataset, Problem
 from trainer_service.recipes import saving
 from trainer_service.recipes.config import Training
-from trainer_service.recipes.data import Batches, collate
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.failures import REMEDIES, describe
 from trainer_service.recipes.optimizers import Schedule, create_optimizer
 from trainer_service.recipes.precision import choose
 from trainer_service.recipes.prefetch import prefetch
-from trainer_service.recipes.rows import EncodedRows, split
 from trainer_service.recipes.support import OPTIMIZERS, SCHEDULERS
-
-
-class FakeEncoder:
-    """Row n becomes n + 2 tokens; the last of them has a label, of every fifth row none."""
-
-    def encode(self, conversations: list[int]) -> list[Encoded]:
-        return [self._row(number) for number in conversations]
-
-    def _row(self, number: int) -> Encoded:
-        ids = np.full(number % 7 + 2, number, dtype=np.int32)
-        labels = np.full_like(ids, IGNORED)
-        if number % 5:
-            labels[-1] = number
-        return Encoded(ids, labels, truncated=number == 3)
-
-
-def rows_of(count: int) -> EncodedRows:
-    rows: Any = list(range(count))
-    encoder: Any = FakeEncoder()
-    return EncodedRows(rows, encoder)
-
-
-def batches_of(count: int, *, size: int, accumulation: int = 1, seed: int = 1) -> Batches:
-    return Batches(rows_of(count), np.arange(count), seed=seed, size=size, accumulation=accumulation, pad_id=0)
-
-
-def seen(batches: Batches, first: int, last: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
-    """The labelled rows of each step."""
-    return [
-        sorted(int(row[row != IGNORED][-1]) for batch in step.batches for row in batch.labels if (row != IGNORED).any())
-        for step in batches.steps(first, last, rank=rank, world=world)
-    ]
-
-
-def test_an_epoch_sees_every_row_once_and_the_next_in_another_order() -> None:
-    batches = batches_of(23, size=4)
-    per_epoch = batches.steps_per_epoch(1)
-    assert per_epoch == 6
-    first, second = seen(batches, 0, 6), seen(batches, 6, 12)
-    expected = Counter(number for number in range(23) if number % 5)
-    assert Counter(chain(*first)) == Counter(chain(*second)) == expected
-    assert first != second
-    assert seen(batches, 4, 9) == [*first[4:], *second[:3]]
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_the_rows_of_each_step(world: int) -> None:
-    alone = batches_of(25, size=6)
-    together = batches_of(25, size=6 // world)
-    parts = [seen(together, 0, 9, rank=rank, world=world) for rank in range(world)]
-    assert [sorted(chain(*step)) for step in zip(*parts, strict=True)] == seen(alone, 0, 9)
-    forwards = [[len(step.batches) for step in together.steps(0, 9, rank=rank, world=world)] for rank in range(world)]
-    assert all(counts == forwards[0] for counts in forwards)
-
-
-def test_counts_are_taken_once_a_row() -> None:
-    rows = rows_of(10)
-    rows.get([0, 3, 5, 3])
-    rows.get(np.arange(4))
-    assert (rows.counts.rows, rows.counts.truncated, rows.counts.masked) == (5, 1, 2)
-
-
-def test_padding_is_on_the_right_and_has_no_labels() -> None:
-    batch = collate(FakeEncoder().encode([1, 4]), pad_id=9)
-    assert batch.input_ids.tolist() == [[1, 1, 1, 9, 9, 9], [4, 4, 4, 4, 4, 4]]
-    assert batch.labels[0].tolist() == [IGNORED, IGNORED, 1, IGNORED, IGNORED, IGNORED]
-    assert (collate([], pad_id=9).labels == IGNORED).all()
-
-
-def test_held_out_rows_are_never_trained_on() -> None:
-    trained, held_out = split(100, 0.15, seed=3)
-    assert len(held_out) == 15
-    assert sorted([*trained, *held_out]) == list(range(100))
-    assert len(split(10, 0.01, seed=3)[1]) == 1
-    assert len(split(10, 0.0, seed=3)[1]) == 0
-    with pytest.raises(InvalidDataset, match="leave none to train on"):
-        split(1, 0.5, seed=3)
 
 
 def read_events(write: Any) -> list[dict[str, Any]]:

@@ -1,14 +1,15 @@
 """Checks and reads a job's data, and splits it into what is trained on and what is held out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelkit import datasets
 from modelkit.chat import ChatEncoder
 from modelkit.datasets import DatasetFiles
 from modelkit.loading import load_config, load_tokenizer
+from trainer_service.recipes.attention import isolates
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.data import Batches, HeldOut
+from trainer_service.recipes.data import Batches, HeldOut, Layout
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.model_setup import stop_ids
@@ -47,13 +48,15 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     order, held_out = split(len(rows), ratio, training.seed)
     require_trainable(rows, order, parameters.max_seq_length)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    layout = layout_of(job, config.model_type, pad_id)
     batches = Batches(
         rows,
         order,
+        layout,
         seed=training.seed,
-        size=training.per_device_train_batch_size,
         accumulation=training.gradient_accumulation_steps,
-        pad_id=pad_id,
+        shuffle=parameters.shuffle,
+        pin_memory=training.dataloader_pin_memory and world.device.type == "cuda",
     )
     validation = EncodedRows(conversations, encoder)
     if report.validation:
@@ -64,6 +67,20 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     if training.eval_strategy != "NO" and not evaluates:
         events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
     share = held_out[world.rank :: world.size]
-    return Data(
-        rows, batches, evaluates, HeldOut(validation, share, size=training.eval_batch_size, pad_id=pad_id), tokenizer
+    held_out_rows = HeldOut(validation, share, replace(layout, size=training.eval_batch_size))
+    return Data(rows, batches, evaluates, held_out_rows, tokenizer)
+
+
+def layout_of(job: Job, architecture: str, pad_id: int) -> Layout:
+    """How sequences share a forward pass. Only models that keep them apart can read several in one row."""
+    parameters = job.finetune.language_model
+    joined = parameters.packing and parameters.objective == "PRETRAINING"
+    apart = isolates(architecture)
+    return Layout(
+        size=job.finetune.training.per_device_train_batch_size,
+        max_length=parameters.max_seq_length,
+        pad_id=pad_id,
+        end_to_end=apart and (parameters.padding_free or parameters.packing),
+        packing=joined or (parameters.packing and apart and parameters.objective == "SUPERVISED"),
+        joined=joined,
     )

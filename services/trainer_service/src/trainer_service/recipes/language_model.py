@@ -14,7 +14,7 @@ from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.checkpointing import Checkpoints
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.losses import mean_loss, reply_loss
+from trainer_service.recipes.losses import evaluate, objective_of
 from trainer_service.recipes.optimizers import Optimisation
 from trainer_service.recipes.prefetch import prefetch
 from trainer_service.recipes.preparation import prepare
@@ -41,7 +41,8 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     if job.resume_from:
         checkpoints.resume(job.resume_from)
 
-    parallel = world.parallel(model)
+    objective = objective_of(job.finetune.language_model.objective, model)
+    parallel = world.parallel(objective)
     stopping = 0.0
     with checkpoints:
         books.begin()
@@ -54,16 +55,16 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
             for index, batch in enumerate(work.batches, start=1):
                 with world.accumulating(parallel, more=index < len(work.batches)):
                     with formats.autocast(world.device):
-                        part = reply_loss(parallel, batch, world.device) / max(trained_tokens, 1)
+                        part = parallel(batch.to(world.device)) / max(trained_tokens, 1)
                     optimisation.backward(part * world.size)
                 loss += part.detach()
             norm, rate = optimisation.step()
             books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
             if data.evaluates and books.should_evaluate():
                 events.phase("evaluating")
-                validation_loss = mean_loss(model, data.held_out.batches, formats, world)
-                optimisation.evaluated(validation_loss)
-                books.evaluated(validation_loss)
+                found = evaluate(objective, data.held_out.batches, formats, world)
+                optimisation.evaluated(found.loss)
+                books.evaluated(found.loss)
             checkpoints.after_step(due=books.should_save() or overdue > 0)
         events.log(str(data.rows.counts))
         if stopping:

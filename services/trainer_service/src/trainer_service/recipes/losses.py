@@ -1,57 +1,207 @@
-"""The loss of replies: cross entropy of the tokens that have a label, given all tokens before them."""
+"""The objectives: what a model's output for a batch costs, summed, so that any cutting into batches gives the same.
+
+The loss of tokens is computed a chunk at a time, forwards and backwards at once, so the logits of all tokens never
+exist together (the idea of Cut Your Losses, arXiv:2411.09009, and of the Liger kernels, arXiv:2410.10989).
+"""
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from modelkit.chat import IGNORED
-from trainer_service.recipes.data import Batch
+from trainer_service.recipes.attention import ARCHITECTURES, Segments
+from trainer_service.recipes.collation import Batch
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.world import World
 
+CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}
+LEAST_CHUNK = 128
 
-def reply_loss(model: nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
-    """The sum over all labelled tokens of a batch.
 
-    Only columns that some row has a label in go through the output layer. No attention mask is needed: rows are padded
-    on the right, where a causal model cannot look.
+class TokenLoss(nn.Module):
+    """Cross entropy of the tokens that have a label, given all tokens before them. Wraps a causal language model.
+
+    No attention mask is needed: rows are padded on the right, where a causal model cannot look. Of architectures whose
+    logits are no more than one linear layer of the last hidden states, only labelled tokens pass that layer.
     """
-    targets = batch.labels[:, 1:]
-    columns = (targets != IGNORED).any(dim=0).nonzero().flatten()
-    if not len(columns):
-        columns = torch.zeros(1, dtype=torch.long)
-    targets = targets[:, columns].to(device, non_blocking=True)
-    columns = columns.to(device, non_blocking=True)
-    ids = batch.input_ids.to(device, non_blocking=True)
-    if takes_columns(model):
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
-    else:
-        logits = model(input_ids=ids, use_cache=False).logits[:, columns]
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        base = base_of(model)
+        self._plain = base.config.model_type in ARCHITECTURES
+        self._takes_columns = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The sum over all labelled tokens of a batch, which is on the model's device."""
+        targets = batch.labels[:, 1:]
+        if self._plain:
+            base = base_of(self.model)
+            hidden = base.base_model(**inputs(batch)).last_hidden_state[:, :-1]
+            chosen = (targets != IGNORED).flatten().nonzero().flatten()
+            head = base.get_output_embeddings()
+            return linear_cross_entropy(hidden.flatten(0, 1)[chosen], head, targets.flatten()[chosen])
+        columns = (targets != IGNORED).any(dim=0).nonzero().flatten()
+        if not len(columns):
+            columns = torch.zeros(1, dtype=torch.long, device=targets.device)
+        if self._takes_columns:
+            logits = self.model(**inputs(batch), logits_to_keep=columns).logits
+        else:
+            logits = self.model(**inputs(batch)).logits[:, columns]
+        wanted = targets[:, columns].flatten()
+        return functional.cross_entropy(logits.flatten(0, 1).float(), wanted, ignore_index=IGNORED, reduction="sum")
 
 
-def mean_loss(model: nn.Module, batches: Iterable[Batch], formats: Precision, world: World) -> float:
-    """The mean over all labelled tokens of the batches of all processes."""
-    total, tokens = torch.zeros((), dtype=torch.float64, device=world.device), 0
-    model.eval()
+class ClassLoss(nn.Module):
+    """Cross entropy of the class of each sequence, told from its last token. Wraps a classifier with a score layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The sum over the sequences that have a class."""
+        wanted = batch.classes
+        return functional.cross_entropy(self.logits(batch).float(), wanted, ignore_index=-1, reduction="sum")
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Of shape (sequences, classes)."""
+        base = base_of(self.model)
+        hidden = base.base_model(**inputs(batch)).last_hidden_state
+        lengths = torch.tensor(batch.lengths, device=hidden.device)
+        if batch.position_ids is not None:
+            last = hidden[0, lengths.cumsum(0) - 1]
+        else:
+            last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
+        scores: torch.Tensor = base.score(last)
+        return scores
+
+
+def objective_of(name: str, model: nn.Module) -> TokenLoss | ClassLoss:
+    """The objective of a job: SUPERVISED, PRETRAINING or CLASSIFICATION."""
+    return ClassLoss(model) if name == "CLASSIFICATION" else TokenLoss(model)
+
+
+def inputs(batch: Batch) -> dict[str, Any]:
+    """What a model is called with."""
+    given: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        given |= {"position_ids": batch.position_ids, "segments": Segments(batch.lengths)}
+    return given
+
+
+def base_of(model: Any) -> Any:
+    """The model without what PEFT wraps it in; its adapted layers stay."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def linear_cross_entropy(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """The sum of the cross entropies of head(hidden), of shapes (tokens, width) and (tokens,).
+
+    Exact, also where the head is trained or has an adapter; its gradients are computed with the loss.
+    """
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, head, targets, *trained)
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, *trained: nn.Parameter) -> Any:
+        needs_gradients = any(ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_gradient = torch.zeros_like(hidden)
+        gradients: list[torch.Tensor | None] = [None] * len(trained)
+        for first, last in _chunks(len(targets), head, hidden.device):
+            part = hidden[first:last].detach().requires_grad_(needs_gradients)
+            wanted = targets[first:last, None]
+            with torch.set_grad_enabled(needs_gradients):
+                logits = head(part)
+            scores = logits.detach().float().log_softmax(-1)
+            total -= scores.gather(1, wanted).sum()
+            if not needs_gradients:
+                continue
+            slope = scores.exp_()
+            slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=slope.dtype))
+            found = torch.autograd.grad(logits, [part, *trained], slope.to(logits.dtype))
+            hidden_gradient[first:last] = found[0]
+            gradients = [new if old is None else old.add_(new) for old, new in zip(gradients, found[1:], strict=True)]
+        ctx.save_for_backward(hidden_gradient, *(_or_zero(*pair) for pair in zip(gradients, trained, strict=True)))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        hidden, *trained = ctx.saved_tensors
+        return hidden * slope, None, None, *(gradient * slope for gradient in trained)
+
+
+def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if gradient is None else gradient
+
+
+def _chunks(tokens: int, head: nn.Module, device: torch.device) -> list[tuple[int, int]]:
+    """Ranges of tokens of like size whose logits fit in the room there is for them."""
+    widest = max(parameter.shape[0] for parameter in head.parameters())
+    most = max(LEAST_CHUNK, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"]) // widest)
+    count = -(-tokens // most)
+    return [(tokens * at // count, tokens * (at + 1) // count) for at in range(count)]
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """The mean loss of held-out rows, and what else is told of them by name."""
+
+    loss: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def evaluate(
+    objective: TokenLoss | ClassLoss, batches: Iterable[Batch], formats: Precision, world: World
+) -> Evaluation:
+    """The mean loss over everything that has a label in the batches of all processes; of classes also accuracy and F1
+    (the mean of all classes that occur)."""
+    total, count = torch.zeros((), dtype=torch.float64, device=world.device), 0
+    confusion: torch.Tensor | None = None
+    objective.eval()
     with torch.no_grad(), formats.autocast(world.device):
-        for batch in batches:
-            total += reply_loss(model, batch, world.device)
-            tokens += int((batch.labels[:, 1:] != IGNORED).sum())
-    model.train()
-    losses, count = world.sum([float(total), tokens])
-    return losses / max(count, 1)
+        for held in batches:
+            batch = held.to(world.device)
+            if isinstance(objective, ClassLoss):
+                logits = objective.logits(batch).float()
+                total += functional.cross_entropy(logits, batch.classes, reduction="sum")
+                count += len(batch.classes)
+                confusion = _counted(confusion, batch.classes, logits)
+            else:
+                total += objective(batch)
+                count += int((batch.labels[:, 1:] != IGNORED).sum())
+    objective.train()
+    losses, everything = world.sum([float(total), count])
+    extra = _of_classes(confusion, objective, world) if isinstance(objective, ClassLoss) else {}
+    return Evaluation(losses / max(everything, 1), extra)
 
 
-def takes_columns(model: Any) -> bool:
-    """The model can compute the output of chosen positions only."""
-    model = getattr(model, "module", model)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def _counted(confusion: torch.Tensor | None, classes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """How often each class (row) was taken for each (column)."""
+    number = logits.shape[1]
+    flat = torch.bincount(classes * number + logits.argmax(-1), minlength=number * number).view(number, number)
+    return flat if confusion is None else confusion + flat
+
+
+def _of_classes(confusion: torch.Tensor | None, objective: ClassLoss, world: World) -> dict[str, float]:
+    number = base_of(objective.model).config.num_labels
+    counted = torch.zeros(number, number) if confusion is None else confusion.cpu()
+    table = torch.tensor(world.sum(counted.flatten().tolist()), dtype=torch.float64).view(number, number)
+    right, actual, taken = table.diag(), table.sum(1), table.sum(0)
+    occurs = (actual + taken) > 0
+    scores = 2 * right[occurs] / (actual + taken)[occurs]
+    return {
+        "eval_accuracy": float(right.sum() / table.sum().clamp(min=1)),
+        "eval_f1": float(scores.mean()) if len(scores) else 0.0,
+    }

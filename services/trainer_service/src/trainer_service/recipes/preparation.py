@@ -4,7 +4,7 @@ from typing import Any
 
 from modelkit.inspection import inspect
 from modelkit.loading import quieten
-from trainer_service.recipes import precision, quantization
+from trainer_service.recipes import attention, precision, quantization
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data_setup import Data, prepare_data
 from trainer_service.recipes.errors import OutputExists
@@ -27,7 +27,8 @@ def prepare(job: Job, events: EventWriter, world: World) -> tuple[Any, Data, Pre
     for note in formats.notes:
         events.log(note)
     data = prepare_data(job, events, world)
-    model = prepare_model(job, formats, world, events=events)
+    model = prepare_model(job, formats, world, labels=data.labels, events=events)
+    attention.use_segments(model)
     trained, total = quantization.count_parameters(model)
     events.log(
         f"training {trained:,} of {total:,} parameters ({trained / total:.2%}) on {len(data.batches):,} rows, "

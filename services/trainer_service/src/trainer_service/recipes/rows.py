@@ -59,6 +59,12 @@ class EncodedRows:
                 self._known[index] = encoded
         return found
 
+    def lengths(self, indices: Rows) -> NDArray[np.int32]:
+        """Tokens of each of these rows, 0 of those without anything to learn. Raises as get does."""
+        pieces = np.array_split(np.asarray(indices), max(1, len(indices) // SEARCH_ROWS))
+        rows = (row for piece in pieces for row in self.get(piece))
+        return np.fromiter((0 if row.masked else len(row.input_ids) for row in rows), np.int32, len(indices))
+
     def _count(self, fresh: dict[int, Encoded]) -> None:
         for index, encoded in fresh.items():
             if not self._counted[index]:
