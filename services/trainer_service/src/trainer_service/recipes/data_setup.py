@@ -26,6 +26,7 @@ class Data:
     evaluates: bool
     held_out: HeldOut
     tokenizer: Any
+    labels: tuple[str, ...] = ()
 
 
 def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
