@@ -15,7 +15,7 @@ from gateway.finetuning.arguments import (
 )
 from gateway.finetuning.command import COMMAND, arguments_of
 from parameterkit.messages import CHINESE, near, received
-from parameterkit.reading import Reader
+from parameterkit.reading import Reader, renamed
 from parameterkit.values import name_dataset
 from servicekit.errors import InvalidArgument, Problem
 from tunesmith.task.v1 import task_service_pb2
@@ -168,11 +168,7 @@ def caller_name(path: str, names: Mapping[str, str] | None = None) -> str:
 
     names are those that a caller used, by path, where they are known.
     """
-    known = {**_FIELDS, **(names or {})}
-    rest = path.removeprefix("spec.").removeprefix("finetune.")
-    parts = rest.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((known[prefix] for prefix in prefixes if prefix in known), rest)
+    return renamed(path, {**_FIELDS, **(names or {})})
 
 
 def _from_text(text: str) -> Any:

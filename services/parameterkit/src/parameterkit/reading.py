@@ -39,14 +39,8 @@ class Reading:
 
         What the caller did not give is called by its name in the table, below where; other paths stay as they are.
         """
-        rest = path.removeprefix("spec.").removeprefix("finetune.")
-        parts = rest.split(".")
-        for prefix in (".".join(parts[:length]) for length in range(len(parts), 0, -1)):
-            if prefix in self.names:
-                return self.names[prefix]
-            if prefix in BY_PATH:
-                return f"{where}.{BY_PATH[prefix].name}" if where else BY_PATH[prefix].name
-        return rest
+        table = {prefix: f"{where}.{row.name}" if where else row.name for prefix, row in BY_PATH.items()}
+        return renamed(path, {**table, **self.names})
 
 
 class Reader:
@@ -153,3 +147,11 @@ def read(values: Mapping[str, Any], surface: str = NATIVE, language: str = ENGLI
     reader = Reader(surface, language)
     reader.take(values, texts=texts)
     return reader.finish()
+
+
+def renamed(path: str, names: Mapping[str, str]) -> str:
+    """The name that a mapping has for a path such as "spec.finetune.training.seed", or for what it lies in."""
+    rest = path.removeprefix("spec.").removeprefix("finetune.")
+    parts = [part.partition("[")[0] for part in rest.split(".")]
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((names[prefix] for prefix in prefixes if prefix in names), rest)

@@ -106,6 +106,15 @@ ROWS = (
         advice_zh="none。",
         fold="advanced",
     ),
+    _lora(
+        name="merge_after_training",
+        path="language_model.merge_after_training",
+        default=False,
+        fold="save",
+        label_en="Merge LoRA weights after training",
+        label_zh="训练后合并LoRA权重",
+        description_zh="训练完成后是否将 LoRA 合并到基础模型",
+    ),
     _quantize(
         name="quantization",
         options=("none", "nf4", "fp4", "int4", "int8"),

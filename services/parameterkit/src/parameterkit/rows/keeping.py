@@ -45,16 +45,6 @@ ROWS = (
         label_zh="保存间隔分钟",
         description_zh="按时间间隔保存（分钟），与保存策略并行；0 表示关闭",
     ),
-    _save(
-        name="merge_after_training",
-        path="language_model.merge_after_training",
-        category="lora",
-        default=False,
-        label_en="Merge LoRA weights after training",
-        label_zh="训练后合并LoRA权重",
-        description_zh="训练完成后是否将 LoRA 合并到基础模型",
-        methods=("lora", "qlora"),
-    ),
     _eval(
         name="eval_strategy",
         path="training.eval_strategy",
