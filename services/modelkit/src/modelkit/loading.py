@@ -29,8 +29,9 @@ CLASSIFIER_HEAD = "score"
 
 
 def quieten() -> None:
-    """Switches progress bars off; they fill logs."""
+    """Switches progress bars off, and reports of what load_model checks itself; they fill logs."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def load_config(directory: Path) -> PreTrainedConfig:

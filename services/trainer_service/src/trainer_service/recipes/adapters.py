@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from trainer_service.recipes.config import Lora
 from trainer_service.recipes.errors import CheckpointUnusable, InvalidJob
 
 WEIGHTS = "adapter_model.safetensors"
+LABELS = "labels.json"
 ALL_LINEAR = "all-linear"
 
 
@@ -49,12 +51,18 @@ def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: Any, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json; weights are the model's own unless given."""
+    """Writes adapter_model.safetensors and adapter_config.json; weights are the model's own unless given.
+
+    Of a classifier also labels.json, the classes in the order of their numbers: PEFT wants num_labels to load it.
+    """
     tensors = adapter_weights(model) if weights is None else weights
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / WEIGHTS, {"format": "pt"})
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(directory))
+    if model.config.problem_type:
+        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        (directory / LABELS).write_bytes(orjson.dumps(labels, option=orjson.OPT_INDENT_2))
 
 
 def load_adapter(model: Any, directory: Path) -> None:

@@ -118,9 +118,9 @@ class Optimisation:
         """What a checkpoint holds of it: objects with state_dict() and load_state_dict(), by file name."""
         return {"optimizer": self._optimizer, "scheduler": self._schedule, "scaler": self._scaler}
 
-    def settled(self) -> AbstractContextManager[Any]:
+    def settled(self, *, when: bool = True) -> AbstractContextManager[Any]:
         """Within, the weights are those to evaluate and to save, which some optimisers do not train on."""
-        settled = getattr(self._optimizer, "settled", nullcontext)
+        settled = getattr(self._optimizer, "settled", nullcontext) if when else nullcontext
         context: AbstractContextManager[Any] = settled()
         return context
 
