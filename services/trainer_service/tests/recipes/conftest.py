@@ -39,9 +39,6 @@ class Recorder(EventWriter):
     def kinds(self) -> list[str]:
         return [event["type"] for event in self.events]
 
-    def log(self, text: str) -> None:
-        super().log(text)
-
     def text(self) -> str:
         return "\n".join(event["text"] for event in self.of("log"))
 

@@ -30,7 +30,18 @@ ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
 MODEL = {"model.safetensors", "config.json", "generation_config.json"}
 FULL = {"method": "METHOD_FULL"}
 SAVING = {"save_strategy": "INTERVAL_STRATEGY_STEPS", "save_steps": 3}
-METRICS = {"loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "samples_per_second"}
+METRICS = {
+    "loss",
+    "perplexity",
+    "grad_norm",
+    "learning_rate",
+    "epoch",
+    "tokens_per_second",
+    "samples_per_second",
+    "memory_bytes",
+    "memory_peak_bytes",
+}
+RUNS = {"runs"}
 
 
 def names(folder: Path) -> set[str]:
@@ -70,7 +81,7 @@ def test_lora_leaves_checkpoints_and_an_adapter_that_peft_loads(jobs: JobFactory
     saved = [Path(event["path"]) for event in events.of("checkpoint")]
     assert [path.name for path in saved] == ["checkpoint-3", "checkpoint-6"]
     assert all(names(path) == CHECKPOINT_STATE | TOKENIZER | ADAPTER for path in saved)
-    assert names(job.output_dir) == TOKENIZER | ADAPTER
+    assert names(job.output_dir) == TOKENIZER | ADAPTER | RUNS
     assert events.of("done")[0]["path"] == str(job.output_dir)
     model = AutoPeftModelForCausalLM.from_pretrained(job.output_dir)
     tokenizer = AutoTokenizer.from_pretrained(job.output_dir)
@@ -80,7 +91,7 @@ def test_lora_leaves_checkpoints_and_an_adapter_that_peft_loads(jobs: JobFactory
     answer = model.generate(**prompt, max_new_tokens=4, do_sample=False)
     assert answer.shape[1] > prompt["input_ids"].shape[1]
     assert same_weights(saved[-1], job.output_dir)
-    assert {path.stat().st_mode & 0o777 for path in [*saved[-1].iterdir(), *job.output_dir.iterdir()]} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in [*saved[-1].iterdir(), *job.output_dir.glob("*.*")]} == {0o644}
 
 
 def test_full_leaves_checkpoints_and_a_model_that_transformers_loads(jobs: JobFactory) -> None:
@@ -88,7 +99,7 @@ def test_full_leaves_checkpoints_and_a_model_that_transformers_loads(jobs: JobFa
     events = run(job)
     last = Path(events.of("checkpoint")[-1]["path"])
     assert names(last) == CHECKPOINT_STATE | TOKENIZER | MODEL
-    assert names(job.output_dir) == TOKENIZER | MODEL
+    assert names(job.output_dir) == TOKENIZER | MODEL | RUNS
     assert same_weights(last, job.output_dir)
     trained = AutoModelForCausalLM.from_pretrained(job.output_dir)
     base = AutoModelForCausalLM.from_pretrained(job.model_dir)

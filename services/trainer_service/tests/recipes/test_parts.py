@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from modelkit.errors import InvalidDataset, Problem
-from trainer_service.recipes import saving
+from trainer_service.recipes import remedies, saving
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.failures import REMEDIES, describe
+from trainer_service.recipes.failures import describe
 from trainer_service.recipes.optimizers import Schedule, create_optimizer
 from trainer_service.recipes.precision import choose
 from trainer_service.recipes.prefetch import prefetch
@@ -181,7 +181,7 @@ def test_every_end_has_a_reason(cause: Any, reason: str, retryable: bool, proble
     failure = describe(caught.value)
     assert (failure.reason, failure.retryable, len(failure.problems)) == (reason, retryable, problems)
     if reason == "OUT_OF_MEMORY":
-        assert failure.problems == REMEDIES
+        assert failure.problems == remedies.OUT_OF_MEMORY
         assert "GiB at the peak" in failure.message
 
 

@@ -13,7 +13,7 @@ from trainer_service.recipes.background import Background
 from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
-from trainer_service.recipes.events import EventWriter
+from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state, weights_of
 from trainer_service.recipes.snapshots import Snapshots
 from trainer_service.recipes.world import World
@@ -69,10 +69,12 @@ class Checkpoints:
         """Takes a copy of this step's state and has it written while training goes on, told of when it is on disk.
 
         Where memory has no room for a copy, training waits for the files. So it does when the checkpoint before is
-        still being written. Raises OSError, or LossDiverged instead of saving that.
+        still being written. Raises OSError, or LossDiverged; a loss that is no number is never saved.
         """
         began = time.monotonic()
-        self._books.require_finite()
+        if not self._books.loss_is_finite():
+            self._events.log(f"no checkpoint of step {self._books.step}: the loss is no number", level=WARNING)
+            return
         state, rng, loss = self._books.state(), randomness.capture(self._world), self._books.last_loss()
         if self._world.leads:
             self._background.wait()

@@ -175,11 +175,17 @@ class Job:
     resume_from: Path | None = None
     processes: int = 1
     cuda_visible_devices: str = ""
+    predicted_memory_bytes: int = 0
 
     @property
     def checkpoints(self) -> Path:
         """Where checkpoint-<step> directories go."""
         return self.work_dir / "checkpoints"
+
+    @property
+    def runs(self) -> Path:
+        """Where TensorBoard files go while training."""
+        return self.work_dir / "runs"
 
     @classmethod
     def load(cls, directory: Path) -> "Job":
@@ -197,6 +203,7 @@ class Job:
                 finetune=Finetune.parse(content["spec"]),
                 processes=max(1, int(content.get("processes") or 1)),
                 cuda_visible_devices=str(content.get("cuda_visible_devices") or ""),
+                predicted_memory_bytes=int(content.get("predicted_memory_bytes") or 0),
                 **paths,
                 **optional,
             )

@@ -28,6 +28,7 @@ def run_job(directory: Path, descriptor: int | None = None) -> int:
     events = EventWriter(descriptor if not rank else None)
     try:
         job = Job.load(directory)
+        events.log_level = job.finetune.training.log_level
         train = recipe_for(job)
         size = processes(job, events) if rank is None else 1
     except Exception as error:  # noqa: BLE001 - it becomes the error event

@@ -11,6 +11,8 @@ from typing import Any
 import orjson
 
 PROGRESS_SECONDS = 0.2
+LEVELS = ("debug", "info", "warning", "error")
+DEBUG, INFO, WARNING, ERROR = LEVELS
 
 
 class EventWriter:
@@ -19,6 +21,7 @@ class EventWriter:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
         self._last_progress = -math.inf
+        self.log_level = INFO
         self._lock = threading.Lock()  # checkpoints are told of from the thread that writes them
 
     def phase(self, name: str) -> None:
@@ -44,9 +47,10 @@ class EventWriter:
         """A checkpoint is whole on disk."""
         self._write("checkpoint", step=step, path=str(path), loss=None if loss is None else _number(loss))
 
-    def log(self, text: str) -> None:
-        """A line for people."""
-        self._write("log", text=_clean(text))
+    def log(self, text: str, level: str = INFO) -> None:
+        """A line for people; one below log_level is left out."""
+        if LEVELS.index(level) >= LEVELS.index(self.log_level):
+            self._write("log", text=_clean(text), level=level)
 
     def done(self, *, path: Path, step: int) -> None:
         """The finished model is whole on disk."""

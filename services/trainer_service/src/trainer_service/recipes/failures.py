@@ -8,14 +8,8 @@ import torch
 
 from modelkit.errors import ModelkitError
 from trainer_service.recipes.errors import RecipeError
+from trainer_service.recipes.remedies import OUT_OF_MEMORY
 
-REMEDIES = (
-    "reduce the batch size (per_device_train_batch_size); raise gradient_accumulation_steps to make up for it",
-    "enable gradient_checkpointing",
-    "use QLoRA instead of LoRA, or LoRA instead of full training",
-    "reduce the sequence length (max_seq_length)",
-    "use a smaller base model",
-)
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -36,7 +30,9 @@ def describe(error: BaseException) -> Failure:
     if isinstance(error, ModelkitError):
         return Failure(error.reason, str(error), tuple(str(problem) for problem in error.problems))
     if is_out_of_memory(error):
-        return Failure("OUT_OF_MEMORY", f"{out_of_memory_message()}. What helps: {'; '.join(REMEDIES)}", REMEDIES)
+        return Failure(
+            "OUT_OF_MEMORY", f"{out_of_memory_message()}. What helps: {'; '.join(OUT_OF_MEMORY)}", OUT_OF_MEMORY
+        )
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = f" at {error.filename}" if error.filename else ""
         return Failure("DISK_FULL", f"the disk is full{where}; checkpoints saved before are intact")

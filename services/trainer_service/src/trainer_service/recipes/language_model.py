@@ -35,7 +35,7 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     per_epoch = data.batches.steps_per_epoch(world.size)
     total_steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
     optimisation = Optimisation(model, training, formats, world.device, total_steps=total_steps)
-    books = Bookkeeper(training, events, world, total_steps=total_steps, per_epoch=per_epoch)
+    books = Bookkeeper(training, events, world, total_steps=total_steps, per_epoch=per_epoch, runs=job.runs)
     checkpoints = Checkpoints(job, model, data.tokenizer, optimisation.parts, books, events, world)
     randomness.seed(training.seed + world.rank)
     if job.resume_from:
@@ -46,7 +46,8 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     stopping = 0.0
     with checkpoints:
         books.begin()
-        for work in prefetch(data.batches.steps(books.step, total_steps, rank=world.rank, world=world.size)):
+        steps = data.batches.steps(books.step, total_steps, rank=world.rank, world=world.size)
+        for work in books.feed(prefetch(steps)):
             mine = (work.trained_tokens, work.tokens, work.rows, stop.requested, books.save_is_overdue())
             trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
             if stopping or books.stop_early:
@@ -67,13 +68,14 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
                 books.evaluated(found.loss)
             checkpoints.after_step(due=books.should_save() or overdue > 0)
         events.log(str(data.rows.counts))
+        books.finish(predicted_bytes=job.predicted_memory_bytes)
         if stopping:
             checkpoints.stop()
             return
 
     events.phase("saving")
-    books.require_finite()
+    books.loss_is_finite()
     if world.leads:
-        save_final(model, data.tokenizer, job.output_dir, stored=formats.stored)
+        save_final(model, data.tokenizer, job.output_dir, stored=formats.stored, runs=job.runs)
         events.done(path=job.output_dir, step=books.step)
     world.wait()

@@ -7,6 +7,8 @@ from trainer_service.recipes import environment
 
 MODULES = (
     "peft.tuners.lora",
+    "tensorboard.compat.proto.event_pb2",
+    "tensorboard.summary.writer.record_writer",
     "torch.distributed",
     "torch.nn.parallel",
     "torch.utils.checkpoint",

@@ -46,15 +46,18 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
         path.write_bytes(orjson.dumps(tokenizer.special_tokens_map, option=orjson.OPT_INDENT_2, default=str))
 
 
-def save_final(model: Any, tokenizer: Any, directory: Path, *, stored: torch.dtype) -> None:
+def save_final(model: Any, tokenizer: Any, directory: Path, *, stored: torch.dtype, runs: Path | None = None) -> None:
     """Writes the finished model, which transformers (or PEFT, for an adapter) loads as it is. Raises OSError.
 
-    A whole model is written in the format its base model was stored in; afterwards it has that in memory too.
+    A whole model is written in the format its base model was stored in; afterwards it has that in memory too. The
+    TensorBoard files of runs are copied to runs/ beside it.
     """
 
     def fill(staging: Path) -> None:
         save_tokenizer(tokenizer, staging)
         save_weights(model if hasattr(model, "peft_config") else model.to(stored), staging)
+        if runs and runs.is_dir():
+            shutil.copytree(runs, staging / "runs")
 
     write_directory(directory, fill)
 
