@@ -22,6 +22,9 @@ from tests.support.waiting import eventually
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
+from trainer_service.estimates.calibration import Calibration
+from trainer_service.estimates.disk import Places
+from trainer_service.estimates.estimator import Estimator
 from trainer_service.fork_launcher import ForkLauncher, running_launcher
 from trainer_service.worker.attempt import Post
 from trainer_service.worker.loop import Worker, new_worker_id
@@ -196,6 +199,11 @@ class Bench:
     def outputs(self) -> Path:
         return self.root / "outputs"
 
+    @property
+    def estimator(self) -> Estimator:
+        places = Places(self.root / "work", self.outputs, self.root / "objects")
+        return Estimator(places, Calibration(self.root / "calibration.json"))
+
     @asynccontextmanager
     async def worker(
         self, store: ObjectStore | None = None, *, extend_every: float | None = None
@@ -221,6 +229,7 @@ class Bench:
                     store or self.store,
                     launcher,
                     SpecChecks(roots, BaseModels(roots), DatasetChecks()),
+                    self.estimator,
                     DevicePool(),
                     self.outputs,
                     self.patience,

@@ -23,6 +23,9 @@ from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import gpus
 from trainer_service.environment import Environment
+from trainer_service.estimates.calibration import Calibration
+from trainer_service.estimates.disk import Places
+from trainer_service.estimates.estimator import Estimator
 from trainer_service.fork_launcher import running_launcher
 from trainer_service.servicer import TrainerServicer
 from trainer_service.setup import NAME
@@ -63,7 +66,9 @@ async def stub(
         environment = Environment(
             launcher=launcher, store=store, bus=bus, task_service=peer.ask, folders={"scratch space": tmp_path / "work"}
         )
-        servicer = TrainerServicer(SpecChecks(roots, models, known), models, known, environment)
+        places = Places(tmp_path / "work", tmp_path / "outputs", tmp_path / "objects")
+        estimator = Estimator(places, Calibration(tmp_path / "calibration.json"))
+        servicer = TrainerServicer(SpecChecks(roots, models, known), estimator, models, known, environment)
         servicers = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         async with (
             running_server(ServiceSettings(drain_seconds=0), servicers) as server,
@@ -228,8 +233,6 @@ async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spe
     ):
         with pytest.raises(Unimplemented):
             await check(stub, make_spec({}, **more))
-    with pytest.raises(Unimplemented):
-        await stub.EstimateResources(trainer.EstimateResourcesRequest(spec=make_spec({})))
     other = spec_pb2.TaskSpec(prepare=spec_pb2.PrepareSpec(dataset=spec_pb2.DatasetSource(path="x")))
     with pytest.raises(Unimplemented):
         await stub.CheckSpec(trainer.CheckSpecRequest(spec=other))

@@ -11,6 +11,11 @@ from typing import Any
 import pynvml  # type: ignore[import-untyped]
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+MEMORY_GROUP = Path("/sys/fs/cgroup")
+GROUP_FILES = (
+    ("", "memory.max", "memory.current"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class Device:
     cores: int = 0
 
 
-def cpu() -> Device:
-    """The processor and the machine's memory."""
+def cpu(group: Path = MEMORY_GROUP) -> Device:
+    """The processor and the machine's memory, or what the control group leaves of it to this process."""
     memory = _meminfo()
     total, free = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
+    if limit := _group_limit(group):
+        total, free = min(total, limit[0]), min(free, max(0, limit[0] - limit[1]))
     return Device("cpu", _cpu_name(), "cpu", total, free, os.cpu_count() or 1)
 
 
@@ -38,6 +45,14 @@ def _meminfo() -> dict[str, int]:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
     return {}
+
+
+def _group_limit(group: Path) -> tuple[int, int] | None:
+    """Limit and use of a control group's memory in bytes, in either version's files; None without a limit."""
+    for folder, limit, used in GROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # without a limit memory.max holds the word "max"
+            return int((group / folder / limit).read_text()), int((group / folder / used).read_text())
+    return None
 
 
 def _cpu_name() -> str:

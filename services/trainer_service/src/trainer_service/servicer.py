@@ -8,11 +8,14 @@ from modelkit import datasets
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DatasetFiles, DatasetProblem, Message
 from modelkit.errors import ModelkitError
-from servicekit.errors import InvalidArgument, Problem, Unimplemented
+from servicekit.errors import InvalidArgument, Problem
 from trainer_service import devices
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetCheck, DatasetChecks
 from trainer_service.environment import Environment
+from trainer_service.estimates.answer import answer
+from trainer_service.estimates.checked import estimate_checked, submit_problems
+from trainer_service.estimates.estimator import Estimator
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
@@ -26,9 +29,15 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     """Answers about devices, models, data and specifications. What reads files runs in threads."""
 
     def __init__(
-        self, checks: SpecChecks, models: BaseModels, known_datasets: DatasetChecks, environment: Environment
+        self,
+        checks: SpecChecks,
+        estimator: Estimator,
+        models: BaseModels,
+        known_datasets: DatasetChecks,
+        environment: Environment,
     ) -> None:
         self._checks = checks
+        self._estimator = estimator
         self._models = models
         self._datasets = known_datasets
         self._environment = environment
@@ -52,7 +61,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def EstimateResources(
         self, request: trainer.EstimateResourcesRequest, context: Any
     ) -> trainer.EstimateResourcesResponse:
-        raise Unimplemented("estimates are not available yet", reason="ESTIMATES_NOT_AVAILABLE")
+        return await asyncio.to_thread(self._estimate, request.spec)
 
     async def ListBaseModels(
         self, request: trainer.ListBaseModelsRequest, context: Any
@@ -95,9 +104,23 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         return trainer.PreviewDatasetResponse(samples=samples)
 
     async def CheckSpec(self, request: trainer.CheckSpecRequest, context: Any) -> trainer.CheckSpecResponse:
-        checked = await asyncio.to_thread(self._checks.check, request.spec)
-        problems = [trainer.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
+        found = await asyncio.to_thread(self._problems, request.spec)
+        problems = [trainer.SpecProblem(field=item.field, message=item.message) for item in found]
         return trainer.CheckSpecResponse(problems=problems)
+
+    def _problems(self, spec: spec_pb2.TaskSpec) -> list[Problem]:
+        checked = self._checks.check(spec)
+        return [*checked.problems, *submit_problems(self._estimator, spec.finetune, checked)]
+
+    def _estimate(self, spec: spec_pb2.FinetuneSpec) -> trainer.EstimateResourcesResponse:
+        """Raises InvalidArgument when there is no model or no data to estimate for."""
+        checked = self._checks.check(spec_pb2.TaskSpec(finetune=spec))
+        problems = [Problem(f"spec.{item.field.removeprefix('finetune.')}", item.message) for item in checked.problems]
+        estimate = estimate_checked(self._estimator, spec, checked)
+        if estimate is None:
+            unknown = Problem("spec.base_model", "its size is not known before the task that makes it has ended")
+            raise InvalidArgument(problems=problems or [unknown], reason="NOTHING_TO_ESTIMATE")
+        return answer(estimate, [str(problem) for problem in problems])
 
     def _validate(self, source: spec_pb2.DatasetSource) -> DatasetCheck:
         return self._read(source, self._datasets.check)

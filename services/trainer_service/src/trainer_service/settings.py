@@ -25,6 +25,9 @@ class TrainerSettings(ServiceSettings):
         Path("/var/lib/tunesmith/outputs"), description="Finished models of tasks that name no directory."
     )
     work_dir: Path = Field(Path("/var/lib/tunesmith/work"), description="Scratch space: checkpoints before upload.")
+    calibration_file: Path | None = Field(
+        None, description="How fast earlier trainings were; workers of one machine may share it. Default: in work_dir."
+    )
     pool: str = Field("default", pattern="^[a-z0-9-]{1,32}$", description="Pool of workers that this one is in.")
     slots: int = Field(1, ge=0, le=64, description="Tasks trained at the same time; 0 only answers questions.")
     lease_seconds: float = Field(30.0, gt=0, description="Silence after which the queue gives a task to another.")
@@ -42,13 +45,17 @@ class TrainerSettings(ServiceSettings):
     def _split(cls, value: object) -> object:
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
-    @field_validator("allowed_roots", "private_paths", "output_root", "work_dir")
+    @field_validator("allowed_roots", "private_paths", "output_root", "work_dir", "calibration_file")
     @classmethod
-    def _absolute(cls, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    def _absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
         for path in value if isinstance(value, tuple) else (value,):
-            if not path.is_absolute():
+            if path is not None and not path.is_absolute():
                 raise ValueError(f"{path} is not an absolute path")
         return value
+
+    def calibration(self) -> Path:
+        """Where the speeds of earlier trainings are kept."""
+        return self.calibration_file or self.work_dir / "calibration.json"
 
     def roots(self) -> tuple[Path, ...]:
         """Every directory beneath which users may name paths."""

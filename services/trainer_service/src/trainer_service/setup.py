@@ -9,12 +9,15 @@ from servicekit import telemetry
 from servicekit.bus import EventBus
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import Server, Servicer, running_server
-from servicekit.objects import open_object_store
+from servicekit.objects import directory_of, open_object_store
 from servicekit.runtime import shutdown_event
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
 from trainer_service.environment import Environment
+from trainer_service.estimates.calibration import Calibration
+from trainer_service.estimates.disk import Places
+from trainer_service.estimates.estimator import Estimator
 from trainer_service.fork_launcher import ForkLauncher, running_launcher
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
@@ -44,6 +47,8 @@ async def run(settings: TrainerSettings) -> None:
     roots = AllowedRoots(settings.roots(), private=settings.private_paths)
     models, known_datasets = BaseModels(roots), DatasetChecks()
     checks = SpecChecks(roots, models, known_datasets, cpu_fallback=settings.cpu_fallback)
+    places = Places(settings.work_dir, settings.output_root, directory_of(settings.object_store_url))
+    estimator = Estimator(places, Calibration(settings.calibration()))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         stack.push_async_callback(bus.close)
@@ -67,12 +72,12 @@ async def run(settings: TrainerSettings) -> None:
             task_service=ask_task_service,
             folders={"scratch space": settings.work_dir, "output directory": settings.output_root},
         )
-        servicer = TrainerServicer(checks, models, known_datasets, environment)
+        servicer = TrainerServicer(checks, estimator, models, known_datasets, environment)
         servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         patience = Patience(settings.stall_seconds, settings.stop_grace_seconds)
         worker = Worker(
             Post(worker_id, bus, heartbeat, scratch, settings.lease_seconds, settings.lease_seconds / 3),
-            Workshop(store, launcher, checks, DevicePool(), settings.output_root, patience),
+            Workshop(store, launcher, checks, estimator, DevicePool(), settings.output_root, patience),
             tasks,
             launcher,
             pool=settings.pool,

@@ -29,6 +29,11 @@ def open_object_store(url: str) -> ObjectStore:
     raise _bad_address(url, f"has the scheme {scheme!r}, expected file:// or s3://")
 
 
+def directory_of(url: str) -> Path | None:
+    """Where the objects of an address lie on this machine; None when they lie elsewhere."""
+    return _directory(url) if urlsplit(url).scheme == "file" else None
+
+
 def redacted_url(url: str) -> str:
     """The address without its credentials, for logs."""
     return _USERINFO.sub("", url)

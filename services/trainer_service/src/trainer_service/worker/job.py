@@ -12,7 +12,8 @@ from tunesmith.task.v1 import spec_pb2
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything a recipe needs to know. Paths are absolute; resume_from is a verified checkpoint's directory."""
+    """Everything a recipe needs to know. Paths are absolute; resume_from is a verified checkpoint's directory;
+    predicted_memory_bytes is 0 without an estimate."""
 
     folder: Path
     spec: spec_pb2.FinetuneSpec
@@ -22,6 +23,7 @@ class Job:
     resume_from: Path | None = None
     resume_step: int = 0
     cuda_visible_devices: str = ""
+    predicted_memory_bytes: int = 0
 
     @property
     def output_dir(self) -> Path:
@@ -47,6 +49,7 @@ class Job:
             "resume_from": _path(self.resume_from),
             "processes": self.processes,
             "cuda_visible_devices": self.cuda_visible_devices,
+            "predicted_memory_bytes": self.predicted_memory_bytes,
         }
         (self.folder / "job.json").write_text(json.dumps(content, indent=2))
 

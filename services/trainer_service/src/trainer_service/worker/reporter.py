@@ -18,6 +18,7 @@ METRIC_SECONDS = 0.2
 METRIC_POINTS = 500
 PROGRESS_SECONDS = 0.5
 PHASE_SECONDS = 0.05
+PACE_STEPS = 10
 LOG_SECONDS = 0.05
 LOG_LINES = 500
 LOG_BYTES = 256 << 10
@@ -69,6 +70,7 @@ class Reporter:
         self._progress_dirty = False
         self._progress_sent = self._points_sent = self._lines_sent = -math.inf
         self._pace: tuple[float, int] | None = None  # when and at which step training began
+        self._newest: tuple[float, int] | None = None  # when the newest step was told, and its number
 
     def fact(self, fact: facts.Fact) -> None:
         """Sends a fact behind everything measured before it."""
@@ -94,6 +96,14 @@ class Reporter:
         else:
             self._timers.within(wait, self._flush_points)
 
+    @property
+    def steps_per_second(self) -> float:
+        """How fast this attempt has trained, everything between its steps included; 0 before a few steps."""
+        if self._pace is None or self._newest is None:
+            return 0.0
+        (began, first), (now, step) = self._pace, self._newest
+        return (step - first) / (now - began) if step - first >= PACE_STEPS and now > began else 0.0
+
     def phase(self, name: str) -> None:
         """Says what goes on now."""
         self.progress.phase = name
@@ -107,6 +117,7 @@ class Reporter:
 
     def advanced(self, event: Advanced) -> None:
         """Training came further."""
+        self._newest = (time.monotonic(), event.step)
         self.progress.epoch = event.epoch
         self._set_steps(event.step, event.total_steps)
         self._progressed()

@@ -16,6 +16,8 @@ from servicekit.errors import TunesmithError, Unimplemented
 from servicekit.objects import ObjectStore
 from trainer_service.checks import CheckedSpec, SpecChecks, base_task
 from trainer_service.devices import DevicePool
+from trainer_service.estimates.checked import estimate_checked
+from trainer_service.estimates.estimator import Estimate, Estimator
 from trainer_service.launcher import Launcher, LaunchError
 from trainer_service.worker import child_events as events
 from trainer_service.worker import crashes
@@ -26,6 +28,7 @@ from trainer_service.worker.intent import Control, Intent, Interrupted
 from trainer_service.worker.job import Job
 from trainer_service.worker.lease import Lease
 from trainer_service.worker.output import place
+from trainer_service.worker.prediction import predict, record_pace, require_room
 from trainer_service.worker.reporter import Reporter
 from trainer_service.worker.resume import fetch_checkpoint
 from trainer_service.worker.supervision import ChildResult, Patience, Supervision
@@ -47,6 +50,7 @@ class Workshop:
     store: ObjectStore
     launcher: Launcher
     checks: SpecChecks
+    estimator: Estimator
     devices: DevicePool
     output_root: Path
     patience: Patience
@@ -74,6 +78,7 @@ class Training:
         self._reporter = reporter
         self._origin = Origin(self._task.id, self._task.attempt, self._task.run, self._spec.base_model)
         self._output_dir = shop.output_root / self._task.id
+        self._estimate: Estimate | None = None
 
     async def run(self) -> Ending:
         """How the attempt ended. Raises what nobody expects to go wrong."""
@@ -103,6 +108,7 @@ class Training:
         if checked.dataset is None or checked.model_dir is None:
             raise AssertionError("a specification without problems has a model and data")
         self._output_dir = checked.output_dir or self._output_dir
+        self._estimate = await self._predict(checked, devices)
         job = Job(
             folder=self._folder,
             spec=self._spec,
@@ -110,6 +116,7 @@ class Training:
             train_file=checked.dataset.train,
             validation_file=checked.dataset.validation,
             cuda_visible_devices=devices,
+            predicted_memory_bytes=self._estimate.memory.total if self._estimate else 0,
         )
         if self._claim.resume_from:
             self._reporter.phase("fetching checkpoint")
@@ -127,6 +134,14 @@ class Training:
                 job = replace(job, resume_from=resumption.folder, resume_step=resumption.step)
         await asyncio.to_thread(job.write)
         return job
+
+    async def _predict(self, checked: CheckedSpec, devices: str) -> Estimate | None:
+        """The estimate, told and recorded; None when there is none. AttemptError when the disk cannot take a result."""
+        estimate = await asyncio.to_thread(estimate_checked, self._shop.estimator, self._spec, checked, devices=devices)
+        if estimate is not None:
+            require_room(estimate)
+            predict(estimate, self._reporter, self._task.progress.step)
+        return estimate
 
     async def _check(self) -> CheckedSpec:
         try:
@@ -194,6 +209,8 @@ class Training:
             result = await Supervision(child, self._reporter, self._control, self._patience(), take).run()
         finally:
             self._lease.pid = 0
+        if self._estimate is not None:
+            await asyncio.to_thread(record_pace, self._shop.estimator, self._estimate, self._reporter.steps_per_second)
         return replace(result, out_of_memory=crashes.out_of_memory_kills() > kills)
 
     def _taker(self, checkpoints: CheckpointStore) -> Callable[[events.CheckpointWritten], None]:
