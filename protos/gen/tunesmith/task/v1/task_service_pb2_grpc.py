@@ -70,6 +70,11 @@ class TaskServiceStub:
                 request_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTaskRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTaskResponse.FromString,
                 _registered_method=True)
+        self.WatchTasks = channel.unary_stream(
+                '/tunesmith.task.v1.TaskService/WatchTasks',
+                request_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTasksRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTasksResponse.FromString,
+                _registered_method=True)
         self.ListMetrics = channel.unary_unary(
                 '/tunesmith.task.v1.TaskService/ListMetrics',
                 request_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListMetricsRequest.SerializeToString,
@@ -159,6 +164,14 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTasks(self, request, context):
+        """Streams what happens to all of the caller's tasks. Starts with a snapshot of each unfinished task unless a cursor is
+        given, then goes on from the cursor without loss; never ends by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMetrics(self, request, context):
         """Returns points of metrics, down-sampled when there are more than asked for.
         """
@@ -239,6 +252,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.WatchTask,
                     request_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTaskRequest.FromString,
                     response_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTaskResponse.SerializeToString,
+            ),
+            'WatchTasks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTasks,
+                    request_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTasksRequest.FromString,
+                    response_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTasksResponse.SerializeToString,
             ),
             'ListMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMetrics,
@@ -461,6 +479,33 @@ class TaskService:
             '/tunesmith.task.v1.TaskService/WatchTask',
             tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTaskRequest.SerializeToString,
             tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.task.v1.TaskService/WatchTasks',
+            tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTasksRequest.SerializeToString,
+            tunesmith_dot_task_dot_v1_dot_task__service__pb2.WatchTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

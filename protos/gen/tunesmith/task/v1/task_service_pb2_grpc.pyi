@@ -55,6 +55,10 @@ class TaskServiceStub:
     """Streams what happens to a task. Starts with a snapshot unless a cursor is given, then goes on from the cursor
     without loss; ends after the final event.
     """
+    WatchTasks: _grpc.UnaryStreamMultiCallable[_task_service_pb2.WatchTasksRequest, _task_service_pb2.WatchTasksResponse]
+    """Streams what happens to all of the caller's tasks. Starts with a snapshot of each unfinished task unless a cursor is
+    given, then goes on from the cursor without loss; never ends by itself.
+    """
     ListMetrics: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ListMetricsRequest, _task_service_pb2.ListMetricsResponse]
     """Returns points of metrics, down-sampled when there are more than asked for."""
     ReadLog: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ReadLogRequest, _task_service_pb2.ReadLogResponse]
@@ -96,6 +100,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     WatchTask: _aio.UnaryStreamMultiCallable[_task_service_pb2.WatchTaskRequest, _task_service_pb2.WatchTaskResponse]  # type: ignore[assignment]
     """Streams what happens to a task. Starts with a snapshot unless a cursor is given, then goes on from the cursor
     without loss; ends after the final event.
+    """
+    WatchTasks: _aio.UnaryStreamMultiCallable[_task_service_pb2.WatchTasksRequest, _task_service_pb2.WatchTasksResponse]  # type: ignore[assignment]
+    """Streams what happens to all of the caller's tasks. Starts with a snapshot of each unfinished task unless a cursor is
+    given, then goes on from the cursor without loss; never ends by itself.
     """
     ListMetrics: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ListMetricsRequest, _task_service_pb2.ListMetricsResponse]  # type: ignore[assignment]
     """Returns points of metrics, down-sampled when there are more than asked for."""
@@ -177,6 +185,16 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_task_service_pb2.WatchTaskResponse], _abc.AsyncIterator[_task_service_pb2.WatchTaskResponse]]:
         """Streams what happens to a task. Starts with a snapshot unless a cursor is given, then goes on from the cursor
         without loss; ends after the final event.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTasks(
+        self,
+        request: _task_service_pb2.WatchTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_task_service_pb2.WatchTasksResponse], _abc.AsyncIterator[_task_service_pb2.WatchTasksResponse]]:
+        """Streams what happens to all of the caller's tasks. Starts with a snapshot of each unfinished task unless a cursor is
+        given, then goes on from the cursor without loss; never ends by itself.
         """
 
     @_abc_1.abstractmethod
