@@ -295,7 +295,7 @@ async def running_service(directory: Path, database_url: str, nats_url: str, **s
     chosen = TaskServiceSettings(**(defaults | settings))
     engine = create_engine(database_url)
     await migrate(engine)
-    core = Core(Database(engine), Outbox(OUTBOX), chosen.policy())
+    core = Core(Database(engine), Outbox(OUTBOX), chosen.policy(), chosen.checkpoint_quota)
     objects = open_object_store(chosen.object_store_url)
     await objects.prepare()
     bus = await EventBus.connect(nats_url, name="test")

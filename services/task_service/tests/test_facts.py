@@ -172,10 +172,10 @@ async def test_a_fact_that_breaks_its_batch_is_dropped_alone(
     attempt = await started(service, alice)
     record = consumer_module.FactRecording.record
 
-    async def fragile(session, outbox, policy, facts):  # type: ignore[no-untyped-def]
+    async def fragile(session, core, facts):  # type: ignore[no-untyped-def]
         if any(fact.sequence == 2 for fact in facts):
             raise RuntimeError("a defect")
-        await record(session, outbox, policy, facts)
+        await record(session, core, facts)
 
     monkeypatch.setattr(consumer_module.FactRecording, "record", fragile)
     for step in (1, 2, 3):
@@ -194,7 +194,7 @@ async def test_facts_recorded_but_not_acknowledged_have_no_second_effect(service
     facts = [consumer_module.decode(message) for message in messages]
     for _ in range(2):
         async with service.core.database.sessions.begin() as session:
-            await consumer_module.FactRecording.record(session, service.core.outbox, service.core.policy, facts)
+            await consumer_module.FactRecording.record(session, service.core, facts)
     await service.facts.handle(messages)
     types = await service.event_types(attempt.task_id)
     assert (types.count("checkpoint.saved"), types.count("task.completed")) == (1, 1)
@@ -208,7 +208,7 @@ async def test_two_consumers_at_once_record_each_fact_once(service: Service, ali
     facts = [consumer_module.decode(message) for message in await service.fetch_facts()]
 
     async def record(session: AsyncSession) -> None:
-        await consumer_module.FactRecording.record(session, service.core.outbox, service.core.policy, facts)
+        await consumer_module.FactRecording.record(session, service.core, facts)
 
     await asyncio.gather(*(service.core.database.transaction(record) for _ in range(3)))
     async with service.core.database.sessions() as session:

@@ -8,26 +8,21 @@ import pytest
 from servicekit.errors import Unimplemented
 from services.task_service.tests.harness import Client, Service
 from tunesmith.task.v1 import (
-    quota_service_pb2,
-    quota_service_pb2_grpc,
     template_service_pb2,
     template_service_pb2_grpc,
 )
 
-templates, quotas = template_service_pb2, quota_service_pb2
+templates = template_service_pb2
 Call = Callable[[Any], Awaitable[Any]]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_every_method_is_a_typed_error(service: Service, alice: Client) -> None:
     template = template_service_pb2_grpc.TemplateServiceStub(alice.channel)
-    quota = quota_service_pb2_grpc.QuotaServiceStub(alice.channel)
     calls: list[tuple[Call, Any]] = [
         (template.CreateTemplate, templates.CreateTemplateRequest(name="t")),
         (template.ListTemplates, templates.ListTemplatesRequest()),
         (template.DeleteTemplate, templates.DeleteTemplateRequest(template_id="t")),
-        (quota.GetQuota, quotas.GetQuotaRequest()),
-        (quota.SetQuota, quotas.SetQuotaRequest(user="u")),
     ]
     for call, request in calls:
         with pytest.raises(Unimplemented, match="not available yet") as caught:

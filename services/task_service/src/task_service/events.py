@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,7 +12,7 @@ from task_service.convert import as_datetime, required_timestamp
 from task_service.database.models import TaskRow
 from task_service.portions import portions
 from tunesmith.events.v1 import fact_pb2
-from tunesmith.task.v1 import event_pb2, task_pb2
+from tunesmith.task.v1 import event_pb2, quota_service_pb2, task_pb2
 
 SOURCE = "/tunesmith/task-service"
 KIND_WORDS = {
@@ -62,7 +63,14 @@ class Announcer:
         payload = event_pb2.CheckpointEvent(checkpoint=checkpoint, reason=reason)
         await self._event(row, f"checkpoint.{verb}", event_pb2.TaskEvent(checkpoint=payload))
 
-    async def _event(self, row: TaskRow, event_type: str, event: event_pb2.TaskEvent) -> None:
+    async def quota(self, row: TaskRow, verb: str, quota: quota_service_pb2.Quota) -> None:
+        """Tells that the quota of a task's owner is low or exhausted; such events are about the user."""
+        event = event_pb2.TaskEvent(quota=quota)
+        await self._event(row, f"quota.{verb}", event, about=row.owner, subject=subjects.user(row.owner))
+
+    async def _event(
+        self, row: TaskRow, event_type: str, event: event_pb2.TaskEvent, *, about: str = "", subject: str = ""
+    ) -> None:
         event.id = secrets.token_hex(16)
         event.type, event.task_id, event.owner = event_type, row.id, row.owner
         event.time.CopyFrom(required_timestamp(self._now))
@@ -71,13 +79,13 @@ class Announcer:
             "ce-id": event.id,
             "ce-type": f"tunesmith.v1.{event_type}",
             "ce-source": SOURCE,
-            "ce-subject": row.id,
+            "ce-subject": quote(about) or row.id,
             "ce-time": as_datetime(self._now).isoformat(timespec="microseconds"),
             "content-type": "application/protobuf",
         }
         await self._outbox.add(
             self._session,
-            subjects.event(event_type, row.id),
+            subjects.event(event_type, subject or row.id),
             event.SerializeToString(),
             headers=headers,
             message_id=event.id,

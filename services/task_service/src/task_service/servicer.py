@@ -14,6 +14,7 @@ from task_service.commands.work import Work
 from task_service.streams.log_reader import LogReader
 from task_service.streams.metrics import MetricReader
 from task_service.streams.watch import TaskWatcher
+from task_service.streams.watch_all import AllTasksWatcher
 from tunesmith.task.v1 import task_service_pb2 as pb
 from tunesmith.task.v1 import task_service_pb2_grpc
 
@@ -29,6 +30,7 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
     work: Work
     queries: Queries
     watcher: TaskWatcher
+    all_watcher: AllTasksWatcher
     logs: LogReader
     metrics: MetricReader
 
@@ -69,6 +71,11 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
         async with aclosing(self.watcher.watch(current_principal(), request.task_id, request.cursor)) as events:
             async for event, cursor in events:
                 yield pb.WatchTaskResponse(event=event, cursor=cursor)
+
+    async def WatchTasks(self, request: pb.WatchTasksRequest, context: Context) -> AsyncIterator[pb.WatchTasksResponse]:
+        async with aclosing(self.all_watcher.watch(current_principal(), request.cursor)) as events:
+            async for event, cursor in events:
+                yield pb.WatchTasksResponse(event=event, cursor=cursor)
 
     async def ListMetrics(self, request: pb.ListMetricsRequest, context: Context) -> pb.ListMetricsResponse:
         series = await self.metrics.series(

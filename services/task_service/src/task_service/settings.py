@@ -19,6 +19,9 @@ class TaskServiceSettings(ServiceSettings):
     check_spec_seconds: float = Field(30.0, gt=0, description="Time for that check.")
     check_dataset_seconds: float = Field(600.0, gt=0, description="Time for checking the rows of an uploaded dataset.")
     max_upload_bytes: int = Field(10 * 1024**3, gt=0, description="Largest file that may be uploaded as a dataset.")
+    checkpoint_quota: int = Field(
+        -1, ge=-1, description="Checkpoints a month of users for whom no administrator set a quota; -1 is unlimited."
+    )
     max_attempts: int = Field(3, ge=1, description="Attempts in a row without a new checkpoint.")
     backoff_seconds: float = Field(1.0, ge=0, description="Pause before the second attempt; doubles after that.")
     backoff_limit_seconds: float = Field(60.0, ge=0, description="Longest pause between two attempts.")

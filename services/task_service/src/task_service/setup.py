@@ -30,6 +30,7 @@ from task_service.facts.consumer import FactConsumer, facts_waiting
 from task_service.garbage import GarbageCollector
 from task_service.leader import Duty, Lease, lead
 from task_service.parameters.servicer import ParameterServicer
+from task_service.quotas.servicer import QuotaServicer
 from task_service.reconciler import Reconciler
 from task_service.servicer import TaskServicer
 from task_service.settings import TaskServiceSettings
@@ -42,6 +43,7 @@ from task_service.streams.metrics import MetricReader
 from task_service.streams.reaper import Reaper
 from task_service.streams.undeliverable import Undeliverable
 from task_service.streams.watch import TaskWatcher
+from task_service.streams.watch_all import AllTasksWatcher
 from task_service.unavailable import unavailable
 from tunesmith.task.v1 import (
     dataset_service_pb2,
@@ -75,6 +77,7 @@ def servicers(
         work=Work(core, lambda task_id: facts_waiting(bus, task_id)),
         queries=Queries(core.database),
         watcher=TaskWatcher(bus, core.database),
+        all_watcher=AllTasksWatcher(bus, core.database),
         logs=LogReader(bus, objects, LogArchives(core.database)),
         metrics=MetricReader(core.database),
     )
@@ -95,11 +98,7 @@ def servicers(
             unavailable(templates, "parameter templates"),
             templates.full_name,
         ),
-        (
-            quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
-            unavailable(quotas, "quotas"),
-            quotas.full_name,
-        ),
+        (quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(core), quotas.full_name),
         (
             parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server,
             ParameterServicer(),
@@ -136,7 +135,7 @@ async def run(settings: TaskServiceSettings) -> None:
     telemetry.configure("task-service", settings.otlp_endpoint)
     engine = create_engine(settings.database_url)
     await migrate(engine)
-    core = Core(Database(engine), Outbox(OUTBOX), settings.policy())
+    core = Core(Database(engine), Outbox(OUTBOX), settings.policy(), settings.checkpoint_quota)
     objects = open_object_store(settings.object_store_url)
     await objects.prepare()
     bus = await EventBus.connect(

@@ -26,6 +26,7 @@ from task_service.defaults import Sources, fill
 from task_service.domain.lifecycle import Lifecycle, State
 from task_service.events import KIND_WORDS
 from task_service.ids import new_id
+from task_service.quotas.admission import require_quota
 from task_service.spec_check import SpecChecker
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
@@ -65,6 +66,8 @@ class CreateTask:
         spec.CopyFrom(request.spec)
         sources = fill(spec, request.default_fields)
         if request.validate_only:
+            async with self.core.database.caller(), self.core.database.reading(single_statement=True) as session:
+                await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
             return _preview(principal, request, spec, sources)
         return await self._create(principal, request, spec, sources, fingerprint)
 
@@ -104,6 +107,7 @@ class CreateTask:
             existing = await _made_before(session, principal, request, fingerprint)
             if existing is not None:
                 return existing
+            await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
             waits = await _waits(session, principal, request.depends_on)
             row = await _insert(session, principal, request, spec, sources, fingerprint)
             await use_dataset(session, principal, row, spec)

@@ -13,11 +13,12 @@ from task_service.commands.core import Core
 from task_service.commands.recorder import Recorder
 from task_service.database import lifecycles
 from task_service.database.access import current_time
-from task_service.database.models import CheckpointRow, TaskDependencyRow, TaskRow
+from task_service.database.models import CheckpointRow, TaskDependencyRow, TaskRow, TaskSpecRow
 from task_service.database.tasks import TaskRepository
 from task_service.datasets.use import require_dataset
 from task_service.domain.lifecycle import HELD, NotAllowed, State
-from tunesmith.task.v1 import task_pb2
+from task_service.quotas.admission import require_quota
+from tunesmith.task.v1 import spec_pb2, task_pb2
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Steering:
             base = await _base_step(session, row, checkpoint_step)
             blocked = await _still_waits(session, row)
             await require_dataset(session, principal, row)
+            await self._require_quota(session, row)
             outcome = lifecycle.resume(checkpoint_step, base, blocked)
             _reset_progress(row, base)
             await recorder.apply(row, lifecycle, outcome)
@@ -69,6 +71,11 @@ class Steering:
             row.delete_time = recorder.now
 
         await self._change(principal, task_id, work)
+
+    async def _require_quota(self, session: AsyncSession, row: TaskRow) -> None:
+        stored = await session.get_one(TaskSpecRow, row.number)
+        spec = spec_pb2.TaskSpec.FromString(stored.spec)
+        await require_quota(session, self.core.checkpoint_quota, row.owner, spec)
 
     async def _change(
         self,

@@ -17,6 +17,9 @@ from task_service.database.access import current_time
 from task_service.database.models import AttemptRow, CheckpointRow, TaskDependencyRow, TaskRow
 from task_service.database.tasks import TaskRepository
 from task_service.domain.lifecycle import Claim, Directive, Refusal
+from task_service.domain.quota import Quota
+from task_service.quotas.convert import allowance_message
+from task_service.quotas.records import QuotaRepository
 from tunesmith.task.v1 import task_service_pb2
 
 # Whether facts of a task wait to be recorded; then nothing may be decided about its attempt.
@@ -101,7 +104,11 @@ class Work:
             resume_exact=exact,
             lease_seconds=self.core.policy.lease_seconds,
             dependency_outputs=await _dependency_outputs(session, row),
+            allowance=allowance_message((await self._quotas(session).at_this_time(row.owner))[0]),
         )
+
+    def _quotas(self, session: AsyncSession) -> QuotaRepository:
+        return QuotaRepository(session, self.core.checkpoint_quota)
 
     async def heartbeat(
         self, principal: Principal, request: task_service_pb2.HeartbeatTaskRequest
@@ -109,19 +116,21 @@ class Work:
         """Extends a lease and says what is wanted; ABANDON when the attempt is not the worker's any more."""
         require_service(principal)
 
-        async def transaction(session: AsyncSession) -> tuple[Directive, int]:
+        async def transaction(session: AsyncSession) -> tuple[Directive, int, Quota | None]:
             row = (await TaskRepository(session).lock([request.task_id])).get(request.task_id)
-            now = await current_time(session)
             if row is None or row.delete_time:
-                return Directive.ABANDON, now
+                return Directive.ABANDON, await current_time(session), None
+            quota, now = await self._quotas(session).at_this_time(row.owner)
             lifecycle = lifecycles.load(row)
             directive = lifecycle.heartbeat(request.attempt, request.worker, request.pid, now)
             lifecycles.store(lifecycle, row)
-            return directive, now
+            return directive, now, quota
 
-        directive, now = await self.core.database.transaction(transaction)
+        directive, now, quota = await self.core.database.transaction(transaction)
         return task_service_pb2.HeartbeatTaskResponse(
-            directive=task_service_pb2.Directive.ValueType(directive), time=timestamp(now)
+            directive=task_service_pb2.Directive.ValueType(directive),
+            time=timestamp(now),
+            allowance=allowance_message(quota) if quota else None,
         )
 
 

@@ -251,13 +251,15 @@ class Lifecycle:
         self._end(State.COMPLETED, now)
         return Outcome(Change.COMPLETED, attempt_end=AttemptEnd.COMPLETED)
 
-    def stopped(self, now: int) -> Outcome:
-        """The worker ended because a stop was asked for."""
+    def stopped(self, now: int, why: Failure | None = None) -> Outcome:
+        """The worker ended because a stop was asked for, or, when nobody did that, because of why."""
         if self.state not in HELD:
             return NOTHING
         self._clear_error()
+        if why is not None:
+            self._set_error(why)
         self._end(State.STOPPED, now)
-        return Outcome(Change.STOPPED, attempt_end=AttemptEnd.STOPPED)
+        return Outcome(Change.STOPPED, attempt_end=AttemptEnd.STOPPED, reason=why.reason if why else "")
 
     def fail(self, failure: Failure, retryable: bool, now: int, policy: Policy) -> Outcome:
         """The attempt failed; another one may follow if retryable."""

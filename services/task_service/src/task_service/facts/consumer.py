@@ -102,7 +102,7 @@ class FactConsumer:
 
     async def _transaction(self, facts: Sequence[fact_pb2.Fact]) -> None:
         async def work(session: AsyncSession) -> None:
-            await FactRecording.record(session, self._core.outbox, self._core.policy, facts)
+            await FactRecording.record(session, self._core, facts)
 
         await self._core.database.transaction(work)
 

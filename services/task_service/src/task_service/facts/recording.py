@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from servicekit.outbox import Outbox
+from task_service.commands.core import Core
 from task_service.commands.recorder import Recorder
 from task_service.convert import microseconds, progress_message
 from task_service.database import lifecycles
@@ -17,9 +17,9 @@ from task_service.database.models import METRIC_NAME_LENGTH, AttemptRow, TaskRow
 from task_service.database.tasks import TaskRepository
 from task_service.domain import received
 from task_service.domain.lifecycle import HELD, AttemptEnd, Failure, Lifecycle, Outcome
-from task_service.domain.policy import Policy
 from task_service.facts.stored_checkpoints import StoredCheckpoints, is_own_prefix
 from task_service.facts.texts import MESSAGE_LENGTH, PATH_LENGTH, PROBLEM_LENGTH, PROBLEMS, WORD_LENGTH, clean
+from task_service.quotas.records import QuotaRepository
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import task_pb2
 
@@ -42,21 +42,20 @@ class _Current:
 class FactRecording:
     """Applies facts in the order in which they come."""
 
-    def __init__(self, session: AsyncSession, outbox: Outbox, policy: Policy, now: int) -> None:
+    def __init__(self, session: AsyncSession, core: Core, now: int) -> None:
         self._session = session
-        self._policy = policy
-        self._recorder = Recorder(session, outbox, now)
+        self._policy = core.policy
+        self._recorder = Recorder(session, core.outbox, now)
         self._now = now
-        self._checkpoints = StoredCheckpoints(session, self._recorder.announce, now)
+        quotas = QuotaRepository(session, core.checkpoint_quota)
+        self._checkpoints = StoredCheckpoints(session, self._recorder.announce, quotas, now)
         self._points: dict[PointKey, PointValue] = {}
 
     @classmethod
-    async def record(
-        cls, session: AsyncSession, outbox: Outbox, policy: Policy, facts: Sequence[fact_pb2.Fact]
-    ) -> None:
+    async def record(cls, session: AsyncSession, core: Core, facts: Sequence[fact_pb2.Fact]) -> None:
         """Records a batch; commit afterwards, then acknowledge."""
         tasks = await TaskRepository(session).lock(fact.task_id for fact in facts)
-        recording = cls(session, outbox, policy, await current_time(session))
+        recording = cls(session, core, await current_time(session))
         await recording._record(tasks, facts)
 
     async def _record(self, tasks: dict[str, TaskRow], facts: Sequence[fact_pb2.Fact]) -> None:
@@ -164,7 +163,8 @@ class FactRecording:
         if fact.HasField("failed"):
             outcome = lifecycle.fail(_failure(fact.failed.error), fact.failed.retryable, self._now, self._policy)
         elif fact.HasField("stopped"):
-            outcome = lifecycle.stopped(self._now)
+            error = fact.stopped.error
+            outcome = lifecycle.stopped(self._now, _failure(error) if error.reason else None)
         else:
             outcome = lifecycle.release(self._now)
         known.task.eta_seconds, known.task.phase = 0.0, ""

@@ -9,6 +9,8 @@ from task_service.convert import checkpoint_message, microseconds
 from task_service.database.models import AttemptRow, CheckpointRow, GarbageRow, TaskRow, TaskSpecRow
 from task_service.events import Announcer
 from task_service.facts.texts import MESSAGE_LENGTH, PATH_LENGTH, WORD_LENGTH, clean
+from task_service.quotas.convert import quota_message
+from task_service.quotas.records import QuotaRepository
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
@@ -30,9 +32,10 @@ def folder(prefix: str) -> str:
 class StoredCheckpoints:
     """The checkpoints of tasks within one transaction."""
 
-    def __init__(self, session: AsyncSession, announce: Announcer, now: int) -> None:
+    def __init__(self, session: AsyncSession, announce: Announcer, quotas: QuotaRepository, now: int) -> None:
         self._session = session
         self._announce = announce
+        self._quotas = quotas
         self._now = now
         self._limits: dict[int, int] = {}
 
@@ -43,6 +46,7 @@ class StoredCheckpoints:
             return False
         existing = await self._all(task)
         row = next((item for item in existing if (item.attempt, item.step) == (attempt.attempt, checkpoint.step)), None)
+        is_new = row is None
         if row is None:
             row = CheckpointRow(task_number=task.number, attempt=attempt.attempt, step=checkpoint.step)
             self._session.add(row)
@@ -53,8 +57,19 @@ class StoredCheckpoints:
         row.create_time = microseconds(checkpoint.create_time) or self._now
         await self._session.flush()
         await self._announce.checkpoint(task, "saved", checkpoint_message(task.id, row))
+        if is_new:
+            await self._count(task)
         await self._remove_superfluous(task, existing, row)
         return True
+
+    async def _count(self, task: TaskRow) -> None:
+        """Counts one against the quota of the task's owner, who hears once a month that it is low, and exhausted."""
+        counted = await self._quotas.count(task.owner, self._now)
+        message = quota_message(task.owner, counted.quota, self._now)
+        if counted.turned_low:
+            await self._announce.quota(task, "low", message)
+        if counted.turned_exhausted:
+            await self._announce.quota(task, "exhausted", message)
 
     async def _all(self, task: TaskRow) -> list[CheckpointRow]:
         query = select(CheckpointRow).where(

@@ -99,11 +99,7 @@ class Watch:
         """
         _, self._position = await when_available(lambda: self._bus.sequences(subjects.EVENTS))
         task = await self._find()
-        if task is None:
-            return None
-        event = TaskEvent(id=secrets.token_hex(16), type=SNAPSHOT, task_id=task.id, owner=task.owner, task=task)
-        event.time.GetCurrentTime()
-        return event
+        return None if task is None else snapshot_of(task)
 
     async def _follow(self) -> AsyncGenerator[Watched, None]:
         """Events as they come, until the end of the task or until the stream alone cannot tell what happened."""
@@ -156,6 +152,13 @@ class Watch:
             tasks = TaskRepository(session)
             (details,) = await tasks.details([await tasks.get(self._principal, self._task_id)])
         return task_message(details)
+
+
+def snapshot_of(task: Task) -> TaskEvent:
+    """The event that shows a task as it is now."""
+    event = TaskEvent(id=secrets.token_hex(16), type=SNAPSHOT, task_id=task.id, owner=task.owner, task=task)
+    event.time.GetCurrentTime()
+    return event
 
 
 def has_ended(task: Task) -> bool:
