@@ -61,11 +61,11 @@ async def test_an_administrator_sees_everybodys_tasks_and_a_user_the_own_quota(w
     async with aclosing(watcher(world).watch(ADMIN)) as all_events, aclosing(watcher(world).watch(STRANGER)) as own:
         assert [task for task, _ in await following(all_events, 2)] == ["a", "b"]
         assert [task for task, _ in await following(own, 1)] == ["b"]
-        await world.announce("", "quota.low", quota=Quota(user=OWNER.user), owner=OWNER.user)
-        await world.announce("", "quota.low", quota=Quota(user=STRANGER.user), owner=STRANGER.user)
+        await world.announce("u", "quota.low", quota=Quota(user=OWNER.user), owner=OWNER.user)
+        await world.announce("u", "quota.low", quota=Quota(user=STRANGER.user), owner=STRANGER.user)
         await progress(world, "b" * 26, STRANGER)
-        assert await following(all_events, 3) == [("", "quota.low"), ("", "quota.low"), ("b", "task.progressed")]
-        assert await following(own, 2) == [("", "quota.low"), ("b", "task.progressed")]
+        assert await following(all_events, 3) == [("u", "quota.low"), ("u", "quota.low"), ("b", "task.progressed")]
+        assert await following(own, 2) == [("u", "quota.low"), ("b", "task.progressed")]
 
 
 async def test_it_goes_on_after_a_cursor_without_snapshots(world: World) -> None:
