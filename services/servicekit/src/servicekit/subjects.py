@@ -1,5 +1,8 @@
 """Streams and subjects of the platform, in one place because task service and workers must agree on them."""
 
+import hashlib
+import string
+
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 WORK = "WORK"
@@ -14,6 +17,9 @@ DUPLICATE_WINDOW_SECONDS = 120.0
 
 # Subjects of everything that happens to anybody's tasks.
 ALL_EVENTS = "tunesmith.v1.>"
+USER_LETTERS = frozenset(string.ascii_letters + string.digits + "-_")
+USER_TOKEN_LENGTH = 128
+TASK_ID_LENGTH = 26
 
 
 def work(kind: str, pool: str, task_id: str) -> str:
@@ -37,8 +43,20 @@ def log(task_id: str) -> str:
 
 
 def event(event_type: str, task_id: str) -> str:
-    """Subject of an authoritative event, for example type "task.completed"."""
+    """Subject of an authoritative event, for example type "task.completed"; those of quotas end in a user()."""
     return f"tunesmith.v1.{event_type}.{task_id}"
+
+
+def user(name: str) -> str:
+    """The last part of the subjects of events about a user, which must hold no dots, wildcards or spaces.
+
+    Letters, digits, - and _ stand for themselves and other bytes of the name for =XX. A name that would be long, or
+    that has the length of a task's id, is replaced by its hash, so that no user can pass for a task.
+    """
+    token = "".join(chr(byte) if chr(byte) in USER_LETTERS else f"={byte:02X}" for byte in name.encode())
+    if not token or len(token) > USER_TOKEN_LENGTH or len(token) == TASK_ID_LENGTH:
+        return f"=={hashlib.sha256(name.encode()).hexdigest()}"
+    return token
 
 
 def events_of(task_id: str) -> str:

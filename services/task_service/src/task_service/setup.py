@@ -30,6 +30,7 @@ from task_service.facts.consumer import FactConsumer, facts_waiting
 from task_service.garbage import GarbageCollector
 from task_service.leader import Duty, Lease, lead
 from task_service.parameters.servicer import ParameterServicer
+from task_service.quotas.servicer import QuotaServicer
 from task_service.reconciler import Reconciler
 from task_service.servicer import TaskServicer
 from task_service.settings import TaskServiceSettings
@@ -97,11 +98,7 @@ def servicers(
             unavailable(templates, "parameter templates"),
             templates.full_name,
         ),
-        (
-            quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
-            unavailable(quotas, "quotas"),
-            quotas.full_name,
-        ),
+        (quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(core), quotas.full_name),
         (
             parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server,
             ParameterServicer(),
@@ -138,7 +135,7 @@ async def run(settings: TaskServiceSettings) -> None:
     telemetry.configure("task-service", settings.otlp_endpoint)
     engine = create_engine(settings.database_url)
     await migrate(engine)
-    core = Core(Database(engine), Outbox(OUTBOX), settings.policy())
+    core = Core(Database(engine), Outbox(OUTBOX), settings.policy(), settings.checkpoint_quota)
     objects = open_object_store(settings.object_store_url)
     await objects.prepare()
     bus = await EventBus.connect(
