@@ -143,6 +143,7 @@ def test_table(data: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [program.name for program in levels(list(table.values()))[-1]] == ["gateway"]
     first, second = table["trainer-1"].environment, table["trainer-2"].environment
     assert first["TUNESMITH_WORK_DIR"] != second["TUNESMITH_WORK_DIR"]
+    assert first["TUNESMITH_CALIBRATION_FILE"] == second["TUNESMITH_CALIBRATION_FILE"]
     assert first["TUNESMITH_ALLOWED_ROOTS"] == f"{data.root}:/models"
     gateway = table["gateway"].environment
     assert gateway["TUNESMITH_TRAINER_TARGET"] == (

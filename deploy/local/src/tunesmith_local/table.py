@@ -108,6 +108,7 @@ def _trainer(request: Request, ports: Mapping[str, int], name: str, account: nat
         "private_paths": os.pathsep.join(map(str, data.private)),
         "output_root": str(data.outputs),
         "work_dir": str(data.work / name),
+        "calibration_file": str(data.work / "calibration.json"),
         "release_seconds": str(release),
         "cpu_fallback": os.environ.get("TUNESMITH_CPU_FALLBACK", "true"),
     }

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,14 @@ def tokenizer_bytes(model_dir: Path) -> int:
     return sum((model_dir / name).stat().st_size for name in TOKENIZER_FILES if (model_dir / name).is_file())
 
 
-def rooms(sizes: Files, *, saved: int, kept: int, places: Places) -> list[Room]:
+def free_bytes(path: Path) -> int:
+    """Free space for this user where a path lies or will lie."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def rooms(
+    sizes: Files, *, saved: int, kept: int, places: Places, free: Callable[[Path], int] = free_bytes
+) -> list[Room]:
     """Every file system that a training writes to, with all that it writes there.
 
     A stored checkpoint that is too many is removed after the next one is stored, so there is one more for a while. The
@@ -93,7 +100,7 @@ def rooms(sizes: Files, *, saved: int, kept: int, places: Places) -> list[Room]:
         needs.append((places.objects, stored * sizes.checkpoint + sizes.output, stored))
     if _device(places.output) != _device(places.work):
         needs.append((places.output, sizes.output, 0))
-    return _by_file_system(needs)
+    return _by_file_system(needs, free)
 
 
 def tightest(found: Iterable[Room]) -> Room:
@@ -105,13 +112,13 @@ def tightest(found: Iterable[Room]) -> Room:
     return max(candidates, key=lambda room: room.stored)
 
 
-def _by_file_system(needs: list[tuple[Path, int, int]]) -> list[Room]:
+def _by_file_system(needs: list[tuple[Path, int, int]], free: Callable[[Path], int]) -> list[Room]:
     found: dict[int, Room] = {}
     for path, needed, stored in needs:
         device = _device(path)
         known = found.get(device)
         if known is None:
-            found[device] = Room(path, needed, shutil.disk_usage(_existing(path)).free, stored)
+            found[device] = Room(path, needed, free(path), stored)
         else:
             where = path if stored else known.path
             found[device] = Room(where, known.needed + needed, known.free, known.stored + stored)

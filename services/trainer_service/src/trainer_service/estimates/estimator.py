@@ -15,7 +15,7 @@ from modelkit.inspection import inspect
 from modelkit.token_lengths import token_lengths
 from trainer_service.devices import Device, cpu, gpus
 from trainer_service.estimates.calibration import Calibration, Run
-from trainer_service.estimates.disk import Files, Places, Room, files, rooms, tightest
+from trainer_service.estimates.disk import Files, Places, Room, files, free_bytes, rooms, tightest
 from trainer_service.estimates.memory import Memory, Setting, memory, weights_bytes
 from trainer_service.estimates.shape import Shape, read_shape
 from trainer_service.estimates.steps import Rows, Steps, checkpoints_kept, checkpoints_saved, steps
@@ -88,11 +88,13 @@ class Estimator:
         *,
         find_gpus: Callable[[], list[Device]] = gpus,
         find_cpu: Callable[[], Device] = cpu,
+        free: Callable[[Path], int] = free_bytes,
     ) -> None:
         self.calibration = calibration
         self._places = places
         self._find_gpus = find_gpus
         self._find_cpu = find_cpu
+        self._free = free
         self._shapes = _Remembered[Shape]()
         self._samples = _Remembered[tuple[float, int]]()
 
@@ -137,7 +139,7 @@ class Estimator:
             weights=weights_bytes(shape, finetune, device.type),
             device=device,
             files=sizes,
-            rooms=tuple(rooms(sizes, saved=saved, kept=kept, places=places)),
+            rooms=tuple(rooms(sizes, saved=saved, kept=kept, places=places, free=self._free)),
             saved=saved,
             kept=kept,
             steps=plan,
