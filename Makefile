@@ -2,7 +2,7 @@
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: setup demo up test check gen bench lock
+.PHONY: setup demo up test check gen docs bench lock
 
 setup: ## Install everything into .venv
 	@scripts/setup.sh
@@ -22,11 +22,15 @@ check: setup ## Formatting, lint, types, contracts, import directions, lock
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python scripts/check_lock.py
 	$(BIN)/python scripts/check_docs.py
+	$(BIN)/python scripts/parameter_docs.py --check
 	PYTHONPATH=scripts $(BIN)/lint-imports
 	$(BIN)/python -m mypy
 
 gen: setup ## Generate protos/gen from the contracts
 	$(BIN)/python protos/generate.py
+
+docs: setup ## Write the pages that are drawn from the parameter table
+	$(BIN)/python scripts/parameter_docs.py
 
 bench: setup ## Measure; prints one table for each figure
 	@for name in first_step overhead http_api streams memory; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done

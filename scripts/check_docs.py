@@ -16,7 +16,12 @@ from trainer_service.settings import TrainerSettings
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = "docs/operations.md"
-TRANSLATED = {"README.md": "README.zh.md", "docs/guide.md": "docs/guide.zh.md"}
+TRANSLATED = {
+    "README.md": "README.zh.md",
+    "docs/guide.md": "docs/guide.zh.md",
+    "docs/parameters.md": "docs/parameters.zh.md",
+    "docs/memory-and-presets.md": "docs/memory-and-presets.zh.md",
+}
 SETTINGS: tuple[type[BaseSettings], ...] = (
     EvalSettings,
     ExportSettings,

@@ -15,6 +15,31 @@ SHADOWED_BY = {"warmup_steps": "warmup_ratio", "fp16": "bf16"}
 # A default that is the value of another parameter.
 DERIVED = {"per_device_eval_batch_size": "per_device_train_batch_size", "eval_steps": "logging_steps"}
 
+# What a person should know of this module.
+PRECEDENCE = (
+    Text("`warmup_steps` above 0 wins over `warmup_ratio`.", "`warmup_steps` 大于 0 时优先于 `warmup_ratio`。"),
+    Text("`max_steps` above 0 wins over `num_train_epochs`.", "`max_steps` 大于 0 时优先于 `num_train_epochs`。"),
+    Text("`fp16` and `bf16` exclude each other.", "`fp16` 与 `bf16` 互斥。"),
+    Text(
+        "Two names of one parameter may both be given when their values are equal; otherwise that is an error.",
+        "同一参数的两个名称可以同时给出，但取值必须相同，否则报错。",
+    ),
+    Text(
+        "Early stopping and the schedule `reduce_lr_on_plateau` need an `eval_strategy` other than `no`.",
+        "早停和 `reduce_lr_on_plateau` 调度器需要 `eval_strategy` 不为 `no`。",
+    ),
+    Text("`eval_ratio` and `test_ratio` together stay below 1.", "`eval_ratio` 与 `test_ratio` 之和小于 1。"),
+    Text(
+        "`text_column` excludes `prompt_column` and `response_column`, which go together.",
+        "`text_column` 与 `prompt_column`、`response_column` 互斥；后两者须同时给出。",
+    ),
+    Text(
+        "Any quantization means QLoRA; full fine-tuning excludes it.",
+        "启用量化即为 QLoRA；全量微调不能与量化同时使用。",
+    ),
+    Text("`lora_alpha` = 2 x `lora_r` is advice, never enforced.", "`lora_alpha` = 2 × `lora_r` 只是建议，不会强制。"),
+)
+
 
 def warmup(warmup_steps: int, warmup_ratio: float, total_steps: int) -> int:
     """Optimiser steps of warm-up: a number of steps wins over a share of all steps."""
