@@ -20,7 +20,7 @@ GROUP_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device; memory in bytes."""
+    """A device; memory in bytes. capability is the CUDA compute capability, for example 8.6, 0.0 of a CPU."""
 
     id: str
     name: str
@@ -28,6 +28,7 @@ class Device:
     memory_total: int
     memory_free: int
     cores: int = 0
+    capability: float = 0.0
 
 
 def cpu(group: Path = MEMORY_GROUP) -> Device:
@@ -83,7 +84,9 @@ def gpus() -> list[Device]:
 def _gpu(index: int) -> Device:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return Device(str(index), _text(pynvml.nvmlDeviceGetName(handle)), "cuda", int(memory.total), int(memory.free))
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name = _text(pynvml.nvmlDeviceGetName(handle))
+    return Device(str(index), name, "cuda", int(memory.total), int(memory.free), capability=major + minor / 10)
 
 
 def driver_version() -> str:

@@ -18,9 +18,31 @@ from trainer_service import devices
 from trainer_service.fork_launcher import ForkLauncher
 from trainer_service.launcher import LaunchError
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+    "tokenizers",
+    "sentencepiece",
+    "pyarrow",
+    "tensorboard",
+)
+# Each serves one optimiser, or the search for near duplicates; training does without them.
+OPTIONAL_PACKAGES = {
+    "grokadamw": "choose another optimiser than grokadamw",
+    "schedulefree": "choose another optimiser than schedule_free_radam",
+    "torch-optimi": "choose another optimiser than stable_adamw",
+    "datasketch": "reports of datasets then count exact duplicates only",
+}
 MIN_DISK_BYTES = 5 << 30
 MIN_MEMORY_BYTES = 2 << 30
+# The least that the smallest models need for LoRA; what CUDA 12 and 13 still run on; what computes in bfloat16.
+MIN_VRAM_BYTES = 4 * 10**9
+MIN_CAPABILITY = 7.5
+BF16_CAPABILITY = 8.0
 PROBE_SECONDS = 30.0
 PROBE = "trainer_service.probe:run"
 
@@ -65,6 +87,7 @@ class Environment:
         return [
             Check("python", True, platform.python_version()),
             *(_package(name) for name in PACKAGES),
+            *(_package(name, instead) for name, instead in OPTIONAL_PACKAGES.items()),
             Check(
                 "memory",
                 memory >= MIN_MEMORY_BYTES,
@@ -73,6 +96,7 @@ class Environment:
             ),
             *(_folder(name, path) for name, path in self._folders.items()),
             _driver(),
+            *(_gpu(device) for device in devices.gpus()),
         ]
 
     async def _probe(self) -> list[Check]:
@@ -88,6 +112,9 @@ class Environment:
         checks.append(
             Check("bfloat16", found["bf16"]["ok"], found["bf16"]["found"], "train without bf16", needed=False)
         )
+        quantization = found["quantization"]
+        instead = f"train without QLoRA, or {advice}"
+        checks.append(Check("4-bit quantization", quantization["ok"], quantization["found"], instead, needed=False))
         cuda = found["cuda"]
         name = cuda["found"] or "no CUDA device; training runs on the processor"
         checks.append(Check("cuda", cuda["ok"], name, "update the NVIDIA driver to one that fits this torch"))
@@ -123,11 +150,13 @@ class Environment:
         return Check("message broker", connected, "connected" if connected else "not connected", "see that NATS runs")
 
 
-def _package(name: str) -> Check:
+def _package(name: str, instead: str = "") -> Check:
+    """Whether a package is installed; training does without one for which there is something to do instead."""
+    advice = f"install {name}, or run `make setup`"
     try:
         return Check(name, True, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Check(name, False, "not installed", f"install {name}, or run `make setup`")
+        return Check(name, False, "not installed", f"{advice}; {instead}" if instead else advice, needed=not instead)
 
 
 def _folder(name: str, path: Path) -> Check:
@@ -146,3 +175,18 @@ def _driver() -> Check:
     version = devices.driver_version()
     found = f"{version}, {len(devices.gpus())} devices" if version else "none; training runs on the processor"
     return Check("nvidia driver", True, found, needed=False)
+
+
+def _gpu(device: devices.Device) -> Check:
+    """A GPU as far as training depends on it. One that will not do is no reason not to train on the processor."""
+    total, free = device.memory_total / 10**9, device.memory_free / 10**9
+    formats = "bfloat16" if device.capability >= BF16_CAPABILITY else "no bfloat16, use fp16"
+    found = f"{device.name}: {total:.1f} GB, {free:.1f} free, compute capability {device.capability:.1f}, {formats}"
+    advice = []
+    if device.capability < MIN_CAPABILITY:
+        advice.append(f"it is older than this torch supports ({MIN_CAPABILITY}); train on the processor or another GPU")
+    if device.memory_total < MIN_VRAM_BYTES:
+        advice.append(f"LoRA needs {MIN_VRAM_BYTES / 10**9:.0f} GB or more; train a small model on the processor")
+    elif device.memory_free < MIN_VRAM_BYTES:
+        advice.append("end the programs that use its memory")
+    return Check(f"gpu {device.id}", not advice, found, "; ".join(advice), needed=False)

@@ -10,7 +10,12 @@ from trainer_service.launcher import EVENTS_FD_VARIABLE
 
 def run(_: Path) -> int:
     """Writes one JSON object with what was found to the event pipe."""
-    found = {"compute": _attempt(_compute), "bf16": _attempt(_bf16), "cuda": _attempt(_cuda)}
+    found = {
+        "compute": _attempt(_compute),
+        "bf16": _attempt(_bf16),
+        "quantization": _attempt(_quantization),
+        "cuda": _attempt(_cuda),
+    }
     os.write(int(os.environ[EVENTS_FD_VARIABLE]), json.dumps(found).encode() + b"\n")
     return 0
 
@@ -40,6 +45,18 @@ def _bf16() -> str:
     if float(product[0, 0]) != 8.0:
         raise RuntimeError("a product of bfloat16 matrices is wrong")
     return "bfloat16"
+
+
+def _quantization() -> str:
+    """A matrix in 4 bits and back, as QLoRA needs it."""
+    import torch
+    from bitsandbytes import __version__, functional
+
+    matrix = torch.linspace(-1, 1, 4096).reshape(64, 64)
+    code, state = functional.quantize_4bit(matrix, quant_type="nf4")
+    if float((functional.dequantize_4bit(code, state) - matrix).abs().max()) > 0.2:
+        raise RuntimeError("a matrix is not itself again after quantization")
+    return f"bitsandbytes {__version__}"
 
 
 def _cuda() -> str:
