@@ -190,7 +190,6 @@ LM = spec_pb2.LanguageModelParameters
         (finetune(image_classifier=spec_pb2.ImageClassifierParameters()), "MODALITY_NOT_AVAILABLE"),
         (finetune(object_detector=spec_pb2.ObjectDetectorParameters()), "MODALITY_NOT_AVAILABLE"),
         (finetune(text_to_image=spec_pb2.TextToImageParameters()), "MODALITY_NOT_AVAILABLE"),
-        (finetune(language_model=LM(objective=spec_pb2.OBJECTIVE_PRETRAINING)), "OBJECTIVE_NOT_AVAILABLE"),
     ],
 )
 async def test_what_this_version_cannot_do_is_said(alice: Client, spec: spec_pb2.TaskSpec, reason: str) -> None:

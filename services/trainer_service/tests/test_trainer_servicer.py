@@ -225,9 +225,7 @@ def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallbac
 
 
 async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spec: MakeSpec) -> None:
-    pretraining = spec_pb2.LanguageModelParameters(objective=spec_pb2.OBJECTIVE_PRETRAINING)
     for more in (
-        {"language_model": pretraining},
         {"language_model": None, "object_detector": spec_pb2.ObjectDetectorParameters()},
         {"dataset": spec_pb2.DatasetSource(dataset_id="d")},
     ):

@@ -21,7 +21,7 @@ class ResolvedModel:
 
     family is the model_type, architecture the class; sha256 identifies config.json and the weights' names, shapes and
     sizes; parameters counts weights, weight_bytes their storage; dtype is that of most weights ("float32", ...).
-    config is config.json; notes say what was passed over in it.
+    config is config.json; notes say what was passed over in it; layers are the names of its matrices ("q_proj", ...).
     """
 
     id: str
@@ -34,6 +34,7 @@ class ResolvedModel:
     dtype: str
     config: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+    layers: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ def describe(name: str, directory: Path, inspection: Inspection, *, field: str) 
         dtype=inspection.dtype,
         config=inspection.config,
         notes=tuple(inspection.notes),
+        layers=frozenset(inspection.layers),
     )
 
 

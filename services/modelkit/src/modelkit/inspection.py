@@ -38,7 +38,10 @@ UNSAFE_KEYS = frozenset(
 
 @dataclass(slots=True)
 class Inspection:
-    """A model directory. It can be trained when there are no problems; reason names the first kind of problem."""
+    """A model directory. It can be trained when there are no problems; reason names the first kind of problem.
+
+    layers are the names of its matrices, without the path to them: "q_proj", "lm_head".
+    """
 
     problems: list[str] = field(default_factory=list)
     reason: str = ""
@@ -49,6 +52,7 @@ class Inspection:
     parameters: int = 0
     weight_bytes: int = 0
     dtype: str = "float32"
+    layers: set[str] = field(default_factory=set)
 
     def refuse(self, reason: str, problem: str) -> None:
         """Notes a problem."""
@@ -154,8 +158,10 @@ def _inspect_weights(directory: Path, names: list[str], found: Inspection) -> No
         tensors_by_shard[shard] = set(tensors)
         found.identity.append(shard.encode() + b"\0" + raw)
         found.weight_bytes += path.stat().st_size - 8 - len(raw)
-        for tensor in tensors.values():
+        for name, tensor in tensors.items():
             stored[tensor.dtype] += tensor.elements
+            if len(tensor.shape) == 2 and name.endswith(".weight"):
+                found.layers.add(name.split(".")[-2])
     found.parameters = sum(stored.values())
     if stored:
         found.dtype = DTYPES.get(stored.most_common(1)[0][0], "float32")

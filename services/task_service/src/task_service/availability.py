@@ -4,7 +4,6 @@ from servicekit.errors import Unimplemented
 from tunesmith.task.v1 import spec_pb2
 
 KINDS = {"evaluate": "evaluations", "export": "exports", "prepare": "dataset preparation"}
-OBJECTIVES = frozenset({spec_pb2.OBJECTIVE_UNSPECIFIED, spec_pb2.OBJECTIVE_SUPERVISED})
 
 
 def require_available(spec: spec_pb2.TaskSpec) -> None:
@@ -17,9 +16,6 @@ def require_available(spec: spec_pb2.TaskSpec) -> None:
     if modality != "language_model":
         words = modality.replace("_", "-")
         raise _not_available(f"training of {words} models is not available yet", "MODALITY_NOT_AVAILABLE", modality)
-    if finetune.language_model.objective not in OBJECTIVES:
-        word = spec_pb2.Objective.Name(finetune.language_model.objective)
-        raise _not_available(f"{word} is not available yet", "OBJECTIVE_NOT_AVAILABLE", word)
 
 
 def _not_available(message: str, reason: str, what: str) -> Unimplemented:

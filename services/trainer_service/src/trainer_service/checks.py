@@ -2,17 +2,15 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modelkit import datasets
 from modelkit.base_models import BaseModels
-from modelkit.datasets import DatasetFiles
+from modelkit.datasets import DataCache, DatasetFiles, Reading, splitting
 from modelkit.errors import ModelkitError
-from modelkit.errors import Problem as ModelkitProblem
 from modelkit.paths import AllowedRoots
 from servicekit.errors import Problem, Unimplemented
-from trainer_service.datasets import DatasetChecks
+from trainer_service.datasets import DatasetChecks, as_what_it_is, reading_of
 from trainer_service.devices import gpus
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.support import unfit, unsupported
@@ -20,7 +18,6 @@ from trainer_service.worker.output import may_be_written
 from tunesmith.task.v1 import spec_pb2
 
 TASK_PREFIX = "task:"
-OBJECTIVES = frozenset({spec_pb2.OBJECTIVE_UNSPECIFIED, spec_pb2.OBJECTIVE_SUPERVISED})
 
 
 @dataclass(slots=True)
@@ -29,6 +26,7 @@ class CheckedSpec:
 
     problems: list[Problem] = field(default_factory=list)
     model_dir: Path | None = None
+    tokenizer_dir: Path | None = None
     dataset: DatasetFiles | None = None
     rows: int = 0
     output_dir: Path | None = None
@@ -56,10 +54,6 @@ def require_available(spec: spec_pb2.TaskSpec) -> None:
     if modality != "language_model":
         words = modality.replace("_", " ")
         raise Unimplemented(f"training of {words} is not available yet", reason="MODALITY_NOT_AVAILABLE")
-    parameters = spec.finetune.language_model
-    if parameters.objective not in OBJECTIVES:
-        name = spec_pb2.Objective.Name(parameters.objective)
-        raise Unimplemented(f"{name} is not available yet", reason="OBJECTIVE_NOT_AVAILABLE")
 
 
 class SpecChecks:
@@ -83,29 +77,31 @@ class SpecChecks:
         checked = CheckedSpec()
         _check_parameters(finetune, checked)
         self._check_model(finetune, checked)
+        self._check_tokenizer(finetune, checked)
         self._check_dataset(finetune, checked)
         self._check_output(finetune, checked, task_id)
         _check_devices(finetune.devices, checked, cpu_fallback=self._cpu_fallback)
         return checked
 
-    def dataset(self, source: spec_pb2.DatasetSource, *, path: str = "dataset") -> DatasetFiles:
-        """The files of a dataset. Raises ModelkitError, or Unimplemented for sources this version cannot read."""
-        kind = source.WhichOneof("source")
-        if kind != "path":
-            message = "uploaded datasets" if kind == "dataset_id" else "datasets in an object store"
-            raise Unimplemented(f"{message} are not available yet; give a path", reason="DATASET_SOURCE_NOT_AVAILABLE")
-        problems: list[ModelkitProblem] = []
-        found: dict[str, Path] = {}
-        for name in ("path", "validation_path"):
-            try:
-                if value := getattr(source, name):
-                    found[name] = self.roots.resolve(value, field=f"{path}.{name}")
-            except ModelkitError as error:
-                problems += error.problems
-        if problems:
-            raise ModelkitError(problems)
-        validation = found.get("validation_path")
-        return datasets.locate(found["path"], validation=validation, roots=self.roots, field=f"{path}.path")
+    @property
+    def cache(self) -> DataCache:
+        """What was worked out from data."""
+        return self._datasets.cache
+
+    def dataset(
+        self,
+        source: spec_pb2.DatasetSource,
+        *,
+        path: str = "dataset",
+        reading: Reading | None = None,
+        token: str = "",
+    ) -> DatasetFiles:
+        """The files of a dataset, read with the token of the user who asks. Raises ModelkitError, TunesmithError.
+
+        Without a reading, its rows are read as what they can be used for.
+        """
+        found = self._datasets.find(source, self.roots, reading or reading_of(source), where=path, token=token)
+        return found if reading else as_what_it_is(found)
 
     def _check_model(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
         name = "finetune.base_model"
@@ -120,12 +116,14 @@ class SpecChecks:
             return
         checked.model_dir = model.directory
         with contextlib.suppress(InvalidJob):  # told by _check_parameters
-            checked.problems += unfit(finetune, model.config)
+            checked.problems += unfit(finetune, model.config, model.layers)
 
     def _check_dataset(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
-        name = "finetune.dataset.path"
+        source, parameters = finetune.dataset, finetune.language_model
+        name = f"finetune.dataset.{source.WhichOneof('source') or 'path'}"
+        reading = replace(reading_of(source, parameters.objective), labels=tuple(parameters.labels))
         try:
-            files = self.dataset(finetune.dataset, path="finetune.dataset")
+            files = self.dataset(source, path="finetune.dataset", reading=reading)
             report = self._datasets.check(files)
         except ModelkitError as error:
             checked.take(error)
@@ -135,14 +133,34 @@ class SpecChecks:
             return
         for problem in report.problems:
             checked.refuse(name, str(problem))
-        checked.dataset, checked.rows = files, report.rows
+        rows = min(report.rows, parameters.max_samples or report.rows)
+        checked.dataset, checked.rows = files, rows
+        try:
+            splitting.sizes(
+                rows, 0.0 if files.validation else parameters.eval_ratio, 0.0 if files.test else parameters.test_ratio
+            )
+        except ModelkitError as error:
+            if not report.problems:
+                checked.refuse(name, error.problems[0].message)
         evaluates = finetune.training.eval_strategy in (
             spec_pb2.INTERVAL_STRATEGY_STEPS,
             spec_pb2.INTERVAL_STRATEGY_EPOCH,
         )
-        if evaluates and files.validation is None and not finetune.language_model.eval_ratio:
+        if evaluates and files.validation is None and not parameters.eval_ratio:
             message = "there is nothing to evaluate on: give validation data, or an eval_ratio above 0"
             checked.refuse("finetune.training.eval_strategy", message)
+
+    def _check_tokenizer(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+        name = "finetune.language_model.tokenizer_path"
+        if not (path := finetune.language_model.tokenizer_path):
+            return
+        try:
+            checked.tokenizer_dir = self.roots.resolve(path, field=name)
+        except ModelkitError as error:
+            checked.take(error)
+            return
+        if not (checked.tokenizer_dir / "tokenizer.json").is_file():
+            checked.refuse(name, f"{checked.tokenizer_dir} has no tokenizer.json; give the directory of a tokenizer")
 
     def _check_output(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, task_id: str) -> None:
         if not finetune.output_dir:

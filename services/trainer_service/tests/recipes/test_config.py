@@ -120,9 +120,11 @@ def test_what_can_be_trained_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"language_model": {"objective": "OBJECTIVE_PRETRAINING"}}, "finetune.language_model.objective"),
-        ({"language_model": {"objective": "OBJECTIVE_CLASSIFICATION"}}, "finetune.language_model.objective"),
-        ({"language_model": {"packing": True}}, "finetune.language_model.packing"),
+        (
+            {"language_model": {"objective": "OBJECTIVE_CLASSIFICATION", "packing": True}},
+            "finetune.language_model.packing",
+        ),
+        ({"language_model": {"labels": ["one"]}}, "finetune.language_model.labels"),
         ({"training": {"optim": "adam_and_eve"}}, "finetune.training.optim"),
         (
             {"training": {"optim": "lomo", "gradient_accumulation_steps": 2}},
@@ -170,6 +172,21 @@ def test_what_a_model_cannot_do_is_told_before_it_is_loaded() -> None:
     config = {"hidden_size": 64, "max_position_embeddings": 2048}
     fields_ = [problem.field for problem in unfit(spec, config)]
     assert fields_ == ["finetune.language_model.lora.r", "finetune.language_model.max_seq_length"]
+
+
+def test_what_a_family_does_not_have_is_told_before_it_is_loaded() -> None:
+    layers = {"query_key_value", "dense"}
+    spec = finetune(language_model={"lora": {"target_modules": ["q_proj", "attention.dense"]}})
+    (problem,) = unfit(spec, {}, layers)
+    assert problem.field == "finetune.language_model.lora.target_modules"
+    assert problem.message == "the model has no q_proj; it has dense, query_key_value"
+    output_layer = finetune(language_model={"lora": {"target_modules": ["lm_head"]}})
+    assert [len(unfit(output_layer, {"tie_word_embeddings": tied}, layers)) for tied in (True, False)] == [0, 1]
+    assert unfit(finetune(language_model={"method": "METHOD_FULL"}), {}, layers) == []
+    classification = finetune(language_model={"objective": "OBJECTIVE_CLASSIFICATION"})
+    assert unfit(classification, {"model_type": "llama"}) == []
+    (problem,) = unfit(classification, {"model_type": "codegen"})
+    assert problem.field == "finetune.language_model.objective"
     assert unfit(spec, {"hidden_size": 4096, "max_position_embeddings": 8192}) == []
 
 

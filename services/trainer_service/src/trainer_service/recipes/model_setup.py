@@ -5,7 +5,7 @@ from typing import Any
 
 from modelkit.loading import load_model
 from trainer_service.recipes import quantization, randomness
-from trainer_service.recipes.adapters import add_adapter
+from trainer_service.recipes.adapters import add_adapter, load_adapter
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.precision import Precision
@@ -23,6 +23,7 @@ def prepare_model(
     """
     training, parameters = job.finetune.training, job.finetune.language_model
     events = events or EventWriter(None)
+    classes = labels if parameters.objective == "CLASSIFICATION" else ()
     randomness.seed(training.seed)
     adapts = parameters.method in ADAPTER_METHODS
     source = job.model_dir if adapts or job.resume_from is None else job.resume_from
@@ -32,14 +33,16 @@ def prepare_model(
         for note in notes:
             events.log(note)
     model: Any = load_model(
-        source, dtype=formats.weights, device=world.device, labels=labels or None, quantization=config
+        source, dtype=formats.weights, device=world.device, labels=classes or None, quantization=config
     )
     if config is not None:
         quantization.prepare_for_training(model)
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if adapts:
-        model = add_adapter(model, parameters.lora, base_model=job.model_dir, classifies=bool(labels))
+        model = add_adapter(model, parameters.lora, base_model=job.model_dir, classifies=bool(classes))
+        if job.resume_from:
+            load_adapter(model, job.resume_from)
     if config is None:
         model.to(world.device)
     model.train()

@@ -1,10 +1,11 @@
 """What this version can train, told without importing a training library: the check at submit asks it too."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from modelkit.architectures import sequence_classifiers
 from servicekit.errors import Problem
 from trainer_service.recipes.config import Finetune, LanguageModel, Lora, Training
 from tunesmith.task.v1 import spec_pb2
@@ -38,6 +39,8 @@ OPTIMIZERS = (
     "adagrad",
     "rmsprop",
 )
+# Optimisers that change each weight by itself alone, so that weights may be spread over devices.
+SHARDABLE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 SCHEDULERS = (
     "linear",
     "cosine",
@@ -52,6 +55,7 @@ SCHEDULERS = (
 )
 # Where transformers' polynomial schedule ends.
 POLYNOMIAL_END = 1e-7
+OUTPUT_LAYER = "lm_head"
 METHODS = ("FULL", "LORA", "QLORA")
 ADAPTER_METHODS = ("LORA", "QLORA")
 # The module with the recipe of each modality that has one.
@@ -68,19 +72,34 @@ def unsupported(spec: spec_pb2.FinetuneSpec) -> list[Problem]:
     return [Problem(f"finetune.{problem.field}", problem.message) for problem in problems]
 
 
-def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any]) -> list[Problem]:
-    """Everything in a specification that the base model with this config.json cannot do."""
+def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any], layers: Collection[str] = ()) -> list[Problem]:
+    """Everything in a specification that the base model with this config.json cannot do.
+
+    layers are the names of its matrices ("q_proj", ...), when they are known.
+    """
     parsed = Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True)).language_model
     problems = []
     width = config.get("hidden_size") or config.get("n_embd")
     if parsed.method in ADAPTER_METHODS and isinstance(width, int) and parsed.lora.r > width:
         message = f"{parsed.lora.r} is more than the width of the model ({width})"
         problems.append(Problem("finetune.language_model.lora.r", message))
+    if parsed.method in ADAPTER_METHODS and layers:
+        problems += _absent_targets(parsed.lora, layers, tied=bool(config.get("tie_word_embeddings")))
+    if parsed.objective == "CLASSIFICATION" and (family := config.get("model_type")) not in sequence_classifiers():
+        message = f"transformers has no text classifier for the family {family!r}; use a model of another family"
+        problems.append(Problem("finetune.language_model.objective", message))
     longest = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(longest, int) and parsed.max_seq_length > longest:
         message = f"{parsed.max_seq_length} tokens are more than the model can read ({longest})"
         problems.append(Problem("finetune.language_model.max_seq_length", message))
     return problems
+
+
+def _absent_targets(lora: Lora, layers: Collection[str], *, tied: bool) -> Iterator[Problem]:
+    present = {*layers, OUTPUT_LAYER} if tied else set(layers)
+    if absent := [name for name in lora.target_modules if name.rpartition(".")[2] not in present]:
+        message = f"the model has no {', '.join(absent)}; it has {', '.join(sorted(present))}"
+        yield Problem("finetune.language_model.lora.target_modules", message)
 
 
 def problems_of(finetune: Finetune) -> list[Problem]:
@@ -96,11 +115,10 @@ def problems_of(finetune: Finetune) -> list[Problem]:
 
 
 def _language_model(parameters: LanguageModel) -> Iterator[Problem]:
-    if parameters.objective != "SUPERVISED":
-        name = parameters.objective.lower()
-        yield Problem("language_model.objective", f"{name} is not available in this version; use OBJECTIVE_SUPERVISED")
-    if parameters.packing:
-        yield Problem("language_model.packing", "packing is not available in this version; leave it out")
+    if parameters.packing and parameters.objective == "CLASSIFICATION":
+        yield Problem("language_model.packing", "a classifier reads each text by itself; leave packing out")
+    if len(parameters.labels) == 1:
+        yield Problem("language_model.labels", "one class leaves nothing to learn; name at least two, or none")
 
 
 def _lora(lora: Lora, method: str) -> Iterator[Problem]:
@@ -143,8 +161,9 @@ def _several_devices(finetune: Finetune, devices: spec_pb2.DeviceRequest) -> Ite
     training, sharded = finetune.training, finetune.training.parallelism == "FULLY_SHARDED"
     if training.optim == "lomo":
         yield Problem("training.optim", "lomo keeps no gradients to exchange; use one device, or adafactor")
-    if sharded and training.optim.startswith("galore"):
-        yield Problem("training.optim", "galore needs whole matrices; use PARALLELISM_DATA, or adamw_torch")
+    if sharded and training.optim not in SHARDABLE:
+        message = f"{training.optim} needs whole matrices; use PARALLELISM_DATA, or one of {', '.join(SHARDABLE)}"
+        yield Problem("training.optim", message)
     if sharded and finetune.language_model.method == "QLORA":
         message = "quantized weights cannot be spread over devices; use PARALLELISM_DATA, or METHOD_LORA"
         yield Problem("training.parallelism", message)
