@@ -210,6 +210,27 @@ def test_every_problem_is_told_at_once_in_either_language() -> None:
     assert 'not "zigzag"' in english["optim"]
 
 
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (["q proj"], '"q proj" has characters that are not allowed'),
+        (["q_proj", "q_proj"], 'names "q_proj" twice'),
+        (["m"] * 65, "takes up to 64 items, not 65"),
+        ([1], "a list of texts was expected, not an array"),
+    ],
+)
+def test_lists_are_checked_item_by_item(modules: list[Any], message: str) -> None:
+    assert problems({"target_modules": modules}) == {"target_modules": message}
+
+
+def test_what_contradicts_itself_keeps_no_other_problem_from_being_found() -> None:
+    reading = read(
+        {"base_model": "m", "dataset": "/d", "fp16": True, "bf16": True, "eval_ratio": 0.9, "test_ratio": 0.9}
+    )
+    assert len(reading.problems) == 2
+    assert not protovalidate.collect_violations(reading.spec)
+
+
 def test_ranges_are_the_surfaces_own() -> None:
     assert not problems({"epochs": 101})
     assert problems({"epochs": 101}, "training") == {"epochs": "must lie in [1, 100], not 101"}

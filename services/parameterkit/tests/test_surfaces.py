@@ -103,6 +103,14 @@ DOCUMENTED: dict[str, dict[str, Any]] = {
         "log_level": "info",
         "logging_steps": 10,
         "seed": 42,
+        "shuffle": False,
+        "dataloader_num_workers": 1,
+        "dataloader_pin_memory": True,
+        "warmup_steps": 0,
+        "max_steps": -1,
+        "lr_scheduler_num_cycles": 2,
+        "save_interval_minutes": 30,
+        "early_stopping_threshold": 0.005,
     },
 }
 RANGES = {
