@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from parameterkit.messages import ENGLISH, Problem, Text
@@ -92,17 +93,23 @@ def problems(spec: spec_pb2.FinetuneSpec) -> list[Problem]:
 
 def breaches(spec: spec_pb2.FinetuneSpec) -> Iterator[Breach]:
     """As `problems`, in no language yet."""
-    if value(spec, "training.fp16") and value(spec, "training.bf16"):
-        yield Breach("training.fp16", _PRECISION, "training.bf16")
-    if value(spec, "training.eval_strategy") == "no":
-        if value(spec, "training.early_stopping_patience"):
-            yield Breach("training.early_stopping_patience", _EARLY, "training.eval_strategy")
-        if value(spec, "training.lr_scheduler_type") == "reduce_lr_on_plateau":
-            yield Breach("training.lr_scheduler_type", _PLATEAU, "training.eval_strategy")
+    read = partial(value, spec)
+    yield from training_breaches(read)
     if spec.HasField("language_model"):
-        if value(spec, "language_model.eval_ratio") + value(spec, "language_model.test_ratio") >= 1:
+        if read("language_model.eval_ratio") + read("language_model.test_ratio") >= 1:
             yield Breach("language_model.test_ratio", _RATIOS, "language_model.eval_ratio")
         yield from _columns(spec.dataset.columns)
+
+
+def training_breaches(read: Callable[[str], Any]) -> Iterator[Breach]:
+    """Those of every modality; read gives the plain value at a path such as "training.fp16"."""
+    if read("training.fp16") and read("training.bf16"):
+        yield Breach("training.fp16", _PRECISION, "training.bf16")
+    if read("training.eval_strategy") == "no":
+        if read("training.early_stopping_patience"):
+            yield Breach("training.early_stopping_patience", _EARLY, "training.eval_strategy")
+        if read("training.lr_scheduler_type") == "reduce_lr_on_plateau":
+            yield Breach("training.lr_scheduler_type", _PLATEAU, "training.eval_strategy")
 
 
 def _columns(columns: spec_pb2.DatasetColumns) -> Iterator[Breach]:
