@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelkit.datasets import JsonlDataset, locate, preview, scan, validate
-from modelkit.datasets.jsonl import read_lines
+from modelkit.datasets import DataCache, DatasetFiles, JsonlDataset, locate, preview, scan, validate
+from modelkit.datasets.lines import read_lines
 from modelkit.errors import InvalidDataset
 from modelkit.paths import AllowedRoots
 
@@ -22,6 +22,10 @@ def write(path: Path, *rows: Any) -> Path:
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
     return path
+
+
+def find(path: Path, **options: Any) -> DatasetFiles:
+    return locate(path, DataCache(path.parent / "cache"), **options)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_every_spelling_becomes_the_same_conversation(tmp_path: Path, row: Any, 
         (b'"text"', "NOT_AN_OBJECT", "object"),
         (b'{"instruction": "\xff\xfe", "output": "b"}', "NOT_UTF8", "UTF-8"),
         ({"question": "a", "reply": "b"}, "MISSING_COLUMNS", '"question", "reply"'),
-        ({"text": "a"}, "MISSING_COLUMNS", '"text"'),
+        ({"text": "a"}, "MIXED_FORMATS", "one format"),
         ({"instruction": "a", "output": 3}, "WRONG_TYPE", "strings"),
         ({"instruction": "a", "output": None}, "WRONG_TYPE", "strings"),
         ({"instruction": "a", "input": ["x"], "output": "b"}, "WRONG_TYPE", "strings"),
@@ -70,7 +74,9 @@ def test_every_spelling_becomes_the_same_conversation(tmp_path: Path, row: Any, 
         ({"messages": []}, "WRONG_TYPE", "two messages"),
         ({"messages": ["a"]}, "WRONG_TYPE", "role, content"),
         ({"messages": [{"role": "user", "content": [1]}]}, "WRONG_TYPE", "role and content"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "UNKNOWN_ROLE", "system, user and assistant"),
+        ({"messages": [{"role": "wizard", "content": "a"}]}, "UNKNOWN_ROLE", "system, user, assistant and tool"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "ROLE_ORDER", "before a reply"),
+        ({"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [1]}]}, "TOOL_CALLS", "content"),
         ({"messages": TURNS[::-1]}, "ROLE_ORDER", "in turn"),
         ({"messages": TURNS[:1]}, "ROLE_ORDER", "reply"),
         ({"messages": [TURNS[0], *TURNS]}, "ROLE_ORDER", "in turn"),
@@ -175,7 +181,7 @@ def test_random_access_and_limits(tmp_path: Path) -> None:
 def test_a_directory_holds_train_and_optional_splits(tmp_path: Path) -> None:
     for name in ("train", "valid", "test"):
         write(tmp_path / f"{name}.jsonl", GOOD)
-    files = locate(tmp_path)
+    files = find(tmp_path)
     assert [file and file.name for file in (files.train, files.validation, files.test)] == [
         "train.jsonl",
         "valid.jsonl",
@@ -186,22 +192,15 @@ def test_a_directory_holds_train_and_optional_splits(tmp_path: Path) -> None:
     assert not report.valid
     assert [(problem.file, problem.reason) for problem in report.problems] == [("valid.jsonl", "NOT_JSON")]
     other = write(tmp_path / "other.jsonl", GOOD)
-    assert locate(tmp_path, validation=other).validation == other
-
-
-@pytest.mark.parametrize("name", ["data.zip", "data.csv", "data.parquet"])
-def test_other_kinds_of_files_are_refused_with_advice(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(InvalidDataset, match="not a JSON Lines file"):
-        locate(tmp_path / name)
+    assert find(tmp_path, validation=other).validation == other
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(InvalidDataset, match=r"no train\.jsonl; found: notes\.txt"):
-        locate(tmp_path)
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(InvalidDataset, match=r"no train\.jsonl; found: notes\.md"):
+        find(tmp_path)
     with pytest.raises(InvalidDataset, match="does not exist"):
-        locate(tmp_path / "gone.jsonl")
+        find(tmp_path / "gone.jsonl")
 
 
 def test_a_link_out_of_the_roots_is_refused(tmp_path: Path) -> None:
@@ -210,10 +209,10 @@ def test_a_link_out_of_the_roots_is_refused(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "train.jsonl").symlink_to(outside)
     with pytest.raises(InvalidDataset, match="leads out"):
-        locate(inside, roots=AllowedRoots([inside]))
+        find(inside, roots=AllowedRoots([inside]))
 
 
 def test_preview_skips_bad_lines(tmp_path: Path) -> None:
-    files = locate(write(tmp_path / "a.jsonl", b"bad", GOOD, GOOD, GOOD))
+    files = find(write(tmp_path / "a.jsonl", b"bad", GOOD, GOOD, GOOD))
     assert len(preview(files, 2)) == 2
     assert preview(files, 0) == []

@@ -12,6 +12,7 @@ from typing import Any
 from google.protobuf.message import Message as ProtoMessage
 
 from modelkit.base_models import BaseModels
+from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
 from servicekit import subjects
 from servicekit.bus import EventBus, Message, PullConsumer
@@ -53,6 +54,7 @@ class Record:
     resume_from: list[task_pb2.Checkpoint] = field(default_factory=list)
     resume_exact: bool = False
     dependency_outputs: dict[str, str] = field(default_factory=dict)
+    allowance: task_service_pb2.CheckpointAllowance | None = None
 
 
 class Desk(task_service_pb2_grpc.TaskServiceServicer):
@@ -154,6 +156,7 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
             resume_exact=record.resume_exact,
             lease_seconds=self.lease_seconds,
             dependency_outputs=record.dependency_outputs,
+            allowance=record.allowance,
         )
 
     async def HeartbeatTask(self, request: Any, context: Any) -> task_service_pb2.HeartbeatTaskResponse:
@@ -163,7 +166,7 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
         ours = request.attempt == record.task.attempt and request.worker == record.worker
         directive = record.directive if ours else task_service_pb2.DIRECTIVE_ABANDON
         record.answered.append(directive)
-        return task_service_pb2.HeartbeatTaskResponse(directive=directive)
+        return task_service_pb2.HeartbeatTaskResponse(directive=directive, allowance=record.allowance)
 
 
 def payloads(received: list[facts.Fact], kind: str) -> list[Any]:
@@ -228,7 +231,7 @@ class Bench:
                 Workshop(
                     store or self.store,
                     launcher,
-                    SpecChecks(roots, BaseModels(roots), DatasetChecks()),
+                    SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(self.root / "data-cache"))),
                     self.estimator,
                     DevicePool(),
                     self.outputs,

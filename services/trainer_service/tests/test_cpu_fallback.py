@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from modelkit.base_models import BaseModels
+from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
 from trainer_service import checks
 from trainer_service.checks import SpecChecks
@@ -37,5 +38,5 @@ def test_named_gpus(
             language_model=spec_pb2.LanguageModelParameters(method=spec_pb2.METHOD_LORA),
         )
     )
-    found = SpecChecks(roots, BaseModels(roots), DatasetChecks(), cpu_fallback=cpu_fallback).check(spec)
+    found = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback).check(spec)
     assert (FIELD in {problem.field for problem in found.problems}) is refused

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelkit.base_models import BaseModels
-from modelkit.datasets import DatasetFiles, locate
+from modelkit.datasets import DataCache, DatasetFiles, locate
 from modelkit.paths import AllowedRoots
 from servicekit.bus import EventBus
 from servicekit.errors import InvalidArgument, Unavailable, Unimplemented
@@ -60,7 +60,7 @@ async def stub(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     await store.prepare()
     roots = AllowedRoots([tmp_path / "data"])
-    models, known = BaseModels(roots), DatasetChecks()
+    models, known = BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache"), hub_cache=tmp_path / "hub")
     async with running_launcher(preload="light_preload", entry="training_jobs:run") as launcher:
         await launcher.wait_warm()
         environment = Environment(
@@ -149,9 +149,6 @@ async def test_datasets_that_cannot_be_read(stub: Stub, tmp_path: Path) -> None:
             await stub.ValidateDataset(trainer.ValidateDatasetRequest(dataset=source))
         fields = {problem.field for problem in caught.value.problems}
         assert "dataset.validation_path" in fields
-    for source in (spec_pb2.DatasetSource(dataset_id="d1"), spec_pb2.DatasetSource(uri="s3://bucket/key")):
-        with pytest.raises(Unimplemented):
-            await stub.PreviewDataset(trainer.PreviewDatasetRequest(dataset=source))
 
 
 async def check(stub: Stub, spec: spec_pb2.FinetuneSpec) -> dict[str, str]:
@@ -217,7 +214,7 @@ async def test_output_directories(
 @pytest.mark.parametrize("cpu_fallback", [False, True])
 def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallback: bool) -> None:
     roots = AllowedRoots([tmp_path / "data"])
-    checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(), cpu_fallback=cpu_fallback)
+    checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback)
     spec = make_spec({}, devices=spec_pb2.DeviceRequest(cuda_visible_devices="60"))
     problems = [problem.field for problem in checks.check(spec_pb2.TaskSpec(finetune=spec)).problems]
     accepted = cpu_fallback and not gpus()
@@ -227,7 +224,6 @@ def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallbac
 async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spec: MakeSpec) -> None:
     for more in (
         {"language_model": None, "object_detector": spec_pb2.ObjectDetectorParameters()},
-        {"dataset": spec_pb2.DatasetSource(dataset_id="d")},
     ):
         with pytest.raises(Unimplemented):
             await check(stub, make_spec({}, **more))
@@ -251,10 +247,11 @@ def test_a_dataset_is_read_once_until_it_changes(tmp_path: Path) -> None:
 
     folder = tmp_path / secrets.token_hex(4)
     write(folder, {"instruction": "q", "output": "a"})
-    checks = Counting()
-    assert checks.check(locate(folder)).rows == 1
-    assert checks.check(locate(folder)).rows == 1
+    cache = DataCache(tmp_path / "cache")
+    checks = Counting(cache)
+    assert checks.check(locate(folder, cache)).rows == 1
+    assert checks.check(locate(folder, cache)).rows == 1
     assert checks.reads == 1
     write(folder, {"instruction": "q", "output": "a"}, {"instruction": "r", "output": "b"})
-    assert checks.check(locate(folder)).rows == 2
+    assert checks.check(locate(folder, cache)).rows == 2
     assert checks.reads == 2

@@ -1,15 +1,30 @@
 """Chat templates turn a conversation into the text a model reads. They come with models, so they are not trusted."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from modelkit.datasets import Message
 from modelkit.errors import InvalidTemplate, Problem
 from modelkit.sandbox import TemplateTimeoutError, TimeLimit, bounded_environment, bounded_join
+from modelkit.template_plans import (
+    STOOD_IN,
+    TROUBLE,
+    DependsOnContent,
+    Finding,
+    Plan,
+    Span,
+    join_parts,
+    lays_out_only,
+    let_through,
+    plan_of,
+    stand_ins,
+)
 
 SECONDS = 10.0
 BASE_CHARACTERS = 1 << 20
@@ -22,6 +37,8 @@ FALLBACK = """\
         {{- message['content'] + '\\n\\n' }}
     {%- elif message['role'] == 'user' %}
         {{- '### Instruction:\\n' + message['content'] + '\\n\\n' }}
+    {%- elif message['role'] == 'tool' %}
+        {{- '### Result:\\n' + message['content'] + '\\n\\n' }}
     {%- else %}
         {{- '### Response:\\n' }}
         {%- generation %}{{- message['content'] + (eos_token or '') }}{%- endgeneration %}
@@ -32,8 +49,23 @@ FALLBACK = """\
     {{- '### Response:\\n' }}
 {%- endif %}
 """
+PLAN_AFTER = 16  # conversations of one order of roles; fewer are rendered sooner than planned
+MAX_PLANS = 512
 
-Span = tuple[int, int]
+Roles = tuple[str, ...]
+Joiner = Callable[[Any], str]
+
+
+def find_reply(text: str, content: str, start: int) -> Span:
+    """Where a reply stands in a text, from start on. Raises InvalidTemplate."""
+    content = content.strip()
+    first = text.find(content, start)
+    if first < 0 or not content:
+        raise _invalid("the chat template does not show a reply as it was written")
+    return first, first + len(content)
+
+
+WRITTEN = Finding(find_reply, lambda text: len(text.rstrip()))
 
 
 class ChatTemplate:
@@ -43,32 +75,46 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], *, seconds: float = SECONDS) -> None:
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         self.marked = GENERATION_MARK.search(source) is not None
-        self._special_tokens = dict(special_tokens)
         self._seconds = seconds
         self._limit = BASE_CHARACTERS
+        self._seen: Counter[Roles] = Counter()
+        self._plans: dict[Roles, Plan | None] = {}
         with self.time_limit():
-            try:
-                self._template = bounded_environment(lambda: self._limit).from_string(source)
-            except (TemplateError, RecursionError, SyntaxError) as error:
-                raise _invalid(f"the chat template cannot be compiled: {error or type(error).__name__}") from error
-        names = self._template.root_render_func.__globals__
-        names["str_join"] = names["markup_join"] = lambda parts: bounded_join(parts, lambda: self._limit)
+            self._template = self._compile(bounded_environment(lambda: self._limit))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation."""
-        pieces: list[str] = []
-        self._render_into(pieces, messages, add_generation_prompt)
-        return "".join(pieces)
+        self._allow(messages)
+        return "".join(self._render_into([], self._template, messages, add_generation_prompt))
 
     def render_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The text of a conversation and the character ranges that the template marks as the assistant's."""
-        pieces: list[str] = []
-        spans: list[Span] = []
-        environment: Any = self._template.environment
-        with environment.activate_tracker(pieces, spans):
-            self._render_into(pieces, messages, False)
-        return "".join(pieces), spans
+        self._allow(messages)
+        return self._render_marked(self._template, messages)
+
+    def reply_spans(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The text of a conversation and the character ranges of the replies, marked or not."""
+        self._allow(messages)
+        return self._reply_spans(self._template, messages)
+
+    def plan(self, messages: Sequence[Message]) -> Plan | None:
+        """How conversations of this order of roles are written, if the template only lays them out.
+
+        None while few of them were seen, and where rendering has to do.
+        """
+        roles = tuple(turn["role"] for turn in messages)
+        if roles not in self._plans:
+            self._seen[roles] += 1
+            if self._seen[roles] < PLAN_AFTER or len(self._plans) >= MAX_PLANS:
+                return None
+            self._plans[roles] = self._make_plan(roles)
+        plan = self._plans[roles]
+        if plan is None or any(not (content := turn["content"]) or content.isspace() for turn in messages):
+            return None
+        return plan
 
     @contextmanager
     def time_limit(self) -> Iterator[None]:
@@ -79,25 +125,97 @@ class ChatTemplate:
         except TemplateTimeoutError:
             raise _invalid(f"the chat template did not end within {self._seconds:.0f} seconds") from None
 
-    def _render_into(self, pieces: list[str], messages: Sequence[Message], add_generation_prompt: bool) -> None:
+    def _compile(self, environment: ImmutableSandboxedEnvironment, join: Joiner | None = None) -> Template:
+        try:
+            template = environment.from_string(self.source)
+        except (TemplateError, RecursionError, SyntaxError) as error:
+            raise _invalid(f"the chat template cannot be compiled: {error or type(error).__name__}") from error
+        names = template.root_render_func.__globals__
+        names["str_join"] = names["markup_join"] = join or self._join
+        return template
+
+    def _join(self, parts: Any) -> str:
+        return bounded_join(parts, lambda: self._limit)
+
+    def _allow(self, messages: Sequence[Message]) -> None:
+        """Bounds what may come of a conversation."""
         self._limit = BASE_CHARACTERS + CHARACTERS_PER_CHARACTER * sum(len(turn["content"]) for turn in messages)
+
+    def _make_plan(self, roles: Roles) -> Plan | None:
+        environment = bounded_environment(lambda: self._limit)
+        self._limit = BASE_CHARACTERS
+        try:
+            if not lays_out_only(self.source, environment):
+                return None
+            let_through(environment)
+            template = self._compile(environment, lambda parts: join_parts(parts, self._join))
+            return plan_of(*self._reply_spans(template, stand_ins(roles), STOOD_IN))
+        except (*TROUBLE, InvalidTemplate):
+            return None
+
+    def _render_marked(self, template: Template, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        pieces: list[str] = []
+        spans: list[Span] = []
+        environment: Any = template.environment
+        with environment.activate_tracker(pieces, spans):
+            self._render_into(pieces, template, messages, False)
+        return "".join(pieces), spans
+
+    def _reply_spans(
+        self, template: Template, messages: Sequence[Message], finding: Finding = WRITTEN
+    ) -> tuple[str, list[Span]]:
+        text, spans = self._render_marked(template, messages) if self.marked else ("", [])
+        spans = [span for span in spans if span[0] < span[1]]
+        if spans:
+            return text, spans
+        return self._spans_by_prefix(template, messages, finding)
+
+    def _spans_by_prefix(
+        self, template: Template, messages: Sequence[Message], finding: Finding
+    ) -> tuple[str, list[Span]]:
+        """What each reply adds to the text of the turns before it.
+
+        A template that shows a turn otherwise once others follow makes prefixes that do not match; the reply is then
+        looked for as it stands.
+        """
+
+        def render(turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
+            return "".join(self._render_into([], template, turns, add_generation_prompt))
+
+        text = render(messages)
+        spans: list[Span] = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = render(messages[:index], add_generation_prompt=True)
+            after = text if index == len(messages) - 1 else render(messages[: index + 1])
+            if text.startswith(before) and text.startswith(after) and len(before) < len(after):
+                spans.append((len(before), finding.end(after)))
+            else:
+                spans.append(finding.find(text, message["content"], spans[-1][1] if spans else 0))
+        return text, spans
+
+    def _render_into(
+        self, pieces: list[str], template: Template, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> list[str]:
         size = 0
         try:
-            for piece in self._template.generate(
+            for piece in template.generate(
                 messages=messages,
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
+                **self.special_tokens,
             ):
                 pieces.append(piece)
                 size += len(piece)
                 if size > self._limit:
                     raise TemplateError(f"more than {self._limit} characters come of one conversation")
-        except TemplateTimeoutError:
+        except (TemplateTimeoutError, DependsOnContent):
             raise
         except Exception as error:
             raise _invalid(f"the chat template does not fit the conversation: {error}") from error
+        return pieces
 
 
 def _invalid(message: str) -> InvalidTemplate:

@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 
 from modelkit import datasets
 from modelkit.base_models import BaseModels
-from modelkit.datasets import DatasetFiles, DatasetProblem, Message
+from modelkit.datasets import DatasetFiles, DatasetProblem, LabelledText, Row
 from modelkit.errors import ModelkitError
 from servicekit.errors import InvalidArgument, Problem
 from trainer_service import devices
 from trainer_service.checks import SpecChecks
-from trainer_service.datasets import DatasetCheck, DatasetChecks
+from trainer_service.datasets import DatasetChecks
 from trainer_service.environment import Environment
 from trainer_service.estimates.answer import answer
 from trainer_service.estimates.checked import estimate_checked, submit_problems
@@ -84,7 +84,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def ValidateDataset(
         self, request: trainer.ValidateDatasetRequest, context: Any
     ) -> trainer.ValidateDatasetResponse:
-        report = await asyncio.to_thread(self._validate, request.dataset)
+        report = await asyncio.to_thread(self._read, request.dataset, token_of(context), self._datasets.check)
         return trainer.ValidateDatasetResponse(
             valid=not report.problems,
             rows=report.rows,
@@ -96,12 +96,10 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self, request: trainer.PreviewDatasetRequest, context: Any
     ) -> trainer.PreviewDatasetResponse:
         rows = request.rows or DEFAULT_PREVIEW_ROWS
-        conversations = await asyncio.to_thread(self._preview, request.dataset, rows)
-        samples = [
-            trainer.Sample(messages=[trainer.ChatMessage(**message) for message in conversation])
-            for conversation in conversations
-        ]
-        return trainer.PreviewDatasetResponse(samples=samples)
+        found = await asyncio.to_thread(
+            self._read, request.dataset, token_of(context), lambda files: datasets.preview(files, rows)
+        )
+        return trainer.PreviewDatasetResponse(samples=[_sample(row) for row in found])
 
     async def CheckSpec(self, request: trainer.CheckSpecRequest, context: Any) -> trainer.CheckSpecResponse:
         found = await asyncio.to_thread(self._problems, request.spec)
@@ -122,16 +120,10 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
             raise InvalidArgument(problems=problems or [unknown], reason="NOTHING_TO_ESTIMATE")
         return answer(estimate, [str(problem) for problem in problems])
 
-    def _validate(self, source: spec_pb2.DatasetSource) -> DatasetCheck:
-        return self._read(source, self._datasets.check)
-
-    def _preview(self, source: spec_pb2.DatasetSource, rows: int) -> list[list[Message]]:
-        return self._read(source, lambda files: datasets.preview(files, rows))
-
-    def _read(self, source: spec_pb2.DatasetSource, read: Callable[[DatasetFiles], T]) -> T:
+    def _read(self, source: spec_pb2.DatasetSource, token: str, read: Callable[[DatasetFiles], T]) -> T:
         """Result of read. Raises InvalidArgument when there is no dataset that it could read."""
         try:
-            return read(self._checks.dataset(source))
+            return read(self._checks.dataset(source, token=token))
         except ModelkitError as error:
             problems = [Problem(problem.field, problem.message) for problem in error.problems]
             raise InvalidArgument(problems=problems, reason=error.reason) from error
@@ -148,6 +140,26 @@ def _device(device: devices.Device) -> trainer.Device:
         memory_free=device.memory_free,
         cores=device.cores,
     )
+
+
+def token_of(context: Any) -> str:
+    """The bearer token of a call, empty without one."""
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("authorization", "")).removeprefix("Bearer ")
+
+
+def _sample(row: Row) -> trainer.Sample:
+    """A row as messages: those of a conversation, a text in the role "text", a class in the role "label"."""
+    if isinstance(row, list):
+        messages = [trainer.ChatMessage(**message) for message in row]
+    elif isinstance(row, LabelledText):
+        messages = [
+            trainer.ChatMessage(role="text", content=row.text),
+            trainer.ChatMessage(role="label", content=row.label),
+        ]
+    else:
+        messages = [trainer.ChatMessage(role="text", content=row)]
+    return trainer.Sample(messages=messages)
 
 
 def _dataset_problem(problem: DatasetProblem) -> trainer.DatasetProblem:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 from modelkit.base_models import BaseModels
+from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
 from servicekit import telemetry
 from servicekit.bus import EventBus
@@ -19,6 +20,7 @@ from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
 from trainer_service.fork_launcher import ForkLauncher, running_launcher
+from trainer_service.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
 from trainer_service.worker.attempt import Post
@@ -26,7 +28,7 @@ from trainer_service.worker.loop import Worker, new_worker_id
 from trainer_service.worker.scratch import scratch_directory
 from trainer_service.worker.supervision import Patience
 from trainer_service.worker.training import Workshop
-from tunesmith.task.v1 import task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import dataset_service_pb2_grpc, task_service_pb2, task_service_pb2_grpc
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
 NAME = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
@@ -45,8 +47,7 @@ async def run(settings: TrainerSettings) -> None:
         settings.nats_url, name=worker_id, user=settings.nats_user, password=settings.nats_password_value()
     )
     roots = AllowedRoots(settings.roots(), private=settings.private_paths)
-    models, known_datasets = BaseModels(roots), DatasetChecks()
-    checks = SpecChecks(roots, models, known_datasets, cpu_fallback=settings.cpu_fallback)
+    models = BaseModels(roots)
     places = Places(settings.work_dir, settings.output_root, directory_of(settings.object_store_url))
     estimator = Estimator(places, Calibration(settings.calibration()))
     async with contextlib.AsyncExitStack() as stack:
@@ -54,6 +55,11 @@ async def run(settings: TrainerSettings) -> None:
         stack.push_async_callback(bus.close)
         channel = await stack.enter_async_context(open_channel(settings.task_service_target, settings.service_token()))
         tasks = task_service_pb2_grpc.TaskServiceStub(channel)
+        uploads = dataset_service_pb2_grpc.DatasetServiceStub(channel)
+        cache = DataCache(settings.work_dir / "data-cache", settings.data_cache_bytes)
+        remote = RemoteDatasets(store, settings.object_store_url, uploads.GetDataset, cache)
+        known_datasets = DatasetChecks(cache, remote)
+        checks = SpecChecks(roots, models, known_datasets, cpu_fallback=settings.cpu_fallback)
         scratch = stack.enter_context(scratch_directory(settings.work_dir, worker_id))
         launcher = await stack.enter_async_context(running_launcher(preload=PRELOAD, entry=ENTRY))
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from modelkit.chat import IGNORED, Encoded
+from modelkit.datasets.splitting import split
 from modelkit.errors import InvalidDataset
 from trainer_service.recipes import packing
 from trainer_service.recipes.collation import collate, forwards
 from trainer_service.recipes.data import Batches, HeldOut, Layout
-from trainer_service.recipes.rows import EncodedRows, split
+from trainer_service.recipes.rows import EncodedRows
 
 
 class FakeEncoder:
@@ -155,9 +156,9 @@ def test_padding_is_on_the_right_and_has_no_labels() -> None:
 
 
 def test_held_out_rows_are_never_trained_on() -> None:
-    trained, held_out = split(100, 0.15, seed=3)
-    assert len(held_out) == 15
-    assert sorted([*trained, *held_out]) == list(range(100))
+    trained, held_out, test = split(100, 0.15, seed=3, test_ratio=0.05)
+    assert (len(held_out), len(test)) == (15, 5)
+    assert sorted([*trained, *held_out, *test]) == list(range(100))
     assert len(split(10, 0.01, seed=3)[1]) == 1
     assert len(split(10, 0.0, seed=3)[1]) == 0
     with pytest.raises(InvalidDataset, match="leave none to train on"):

@@ -1,88 +1,106 @@
-"""The spellings of a training row, and how each becomes a conversation.
-
-A row is either an instruction with a reply, or a list of messages. Column names differ between tools; the tables below
-are the only place that knows them, the first spelling found in a row wins.
-"""
+"""A parsed row as what is trained on: a conversation, a text, or a text with its class."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
-INSTRUCTION = ("instruction", "prompt", "question", "query")
-INPUT = ("input", "context")
-REPLY = ("output", "response", "completion", "answer")
-SYSTEM = ("system", "system_prompt")
-MESSAGES = ("messages", "conversations", "conversation")
+from modelkit.datasets.columns import SUPERVISED, ColumnNames, Columns, RowError, columns_of
+
 ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value")
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
-EXPECTED = (
-    f'"instruction" ({" / ".join(INSTRUCTION[1:])}) with "output" ({" / ".join(REPLY[1:])}) and optionally "input", '
-    f'or "messages" ({" / ".join(MESSAGES[1:])}) with role and content'
-)
+# What may stand after a message of each role.
+FOLLOWING = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+ORDER = "an optional system message first, then user and assistant in turn; a tool's result goes before a reply"
+MAX_LAYOUTS = 1024
 
 
 class Message(TypedDict):
-    """One turn of a conversation; role is "system", "user" or "assistant"."""
+    """One turn of a conversation; role is "system", "user", "assistant" or "tool" (what a called tool answered)."""
 
     role: str
     content: str
 
 
-class Columns(NamedTuple):
-    """The columns of a row that matter. Either messages or both instruction and reply are set."""
+class LabelledText(NamedTuple):
+    """A text and the name of its class."""
 
-    messages: str = ""
-    instruction: str = ""
-    input: str = ""
-    reply: str = ""
-    system: str = ""
-
-    @property
-    def format(self) -> str:
-        """ "messages" or "instruction"."""
-        return "messages" if self.messages else "instruction"
+    text: str
+    label: str
 
 
-class RowError(Exception):
-    """A row cannot be trained on: (stable word, what is wrong, what to do)."""
-
-    def __init__(self, reason: str, message: str, hint: str) -> None:
-        super().__init__(reason, message, hint)
-        self.reason, self.message, self.hint = reason, message, hint
+Row = list[Message] | str | LabelledText
 
 
-def columns_of(names: Iterable[str]) -> Columns:
-    """The columns among these names. Raises RowError when they make no format."""
-    present = set(names)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows are read: what is to be learnt, the columns that the user names, the classes that the user lists."""
 
-    def first(spellings: tuple[str, ...]) -> str:
-        return next((name for name in spellings if name in present), "")
-
-    if messages := first(MESSAGES):
-        return Columns(messages=messages, system=first(SYSTEM))
-    instruction, reply = first(INSTRUCTION), first(REPLY)
-    if instruction and reply:
-        return Columns("", instruction, first(INPUT), reply, first(SYSTEM))
-    missing = [name for name, found in (("instruction", instruction), ("output", reply)) if not found]
-    if len(missing) == 2:
-        missing.append("messages")
-    listed = ", ".join(f'"{name}"' for name in sorted(present)[:12]) or "none"
-    message = "column " + " and ".join(f'"{name}"' for name in missing[:2]) + " is missing"
-    raise RowError("MISSING_COLUMNS", message, f"columns found: {listed}; expected {EXPECTED}")
+    objective: str = SUPERVISED
+    columns: ColumnNames = field(default_factory=ColumnNames)
+    labels: tuple[str, ...] = ()
 
 
-def to_messages(row: dict[str, Any], columns: Columns) -> list[Message]:
-    """The conversation of a row. Raises RowError when a value has the wrong type, is empty or is out of order."""
+class RowReader:
+    """Turns parsed rows into what is trained on; remembers which columns each layout of keys means."""
+
+    def __init__(self, reading: Reading | None = None) -> None:
+        self.reading = reading or Reading()
+        self._layouts: dict[tuple[str, ...], Columns] = {}
+
+    def columns(self, row: dict[str, Any]) -> Columns:
+        """The columns of a row. Raises RowError."""
+        keys = tuple(row)
+        known = self._layouts.get(keys)
+        if known is None:
+            known = columns_of(keys, self.reading.objective, self.reading.columns)
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[keys] = known
+        return known
+
+    def read(self, row: dict[str, Any]) -> Row:
+        """What a row says. Raises RowError."""
+        return to_row(row, self.columns(row), self.reading.labels)
+
+
+def to_row(row: dict[str, Any], columns: Columns, labels: tuple[str, ...] = ()) -> Row:
+    """What a row says. Raises RowError when a value has the wrong type, is empty or is out of order."""
+    if columns.text:
+        text = row[columns.text]
+        if type(text) is not str:
+            raise _wrong_type(row, (columns.text,))
+        if not text or text.isspace():
+            raise RowError("EMPTY_TEXT", f'"{columns.text}" is empty', "remove the row or write the text")
+        return LabelledText(text, _label(row[columns.label], columns.label, labels)) if columns.label else text
     if columns.messages:
         return _from_messages(row, columns)
+    return _from_instruction(row, columns)
+
+
+def _from_instruction(row: dict[str, Any], columns: Columns) -> list[Message]:
     instruction, reply = row[columns.instruction], row[columns.reply]
     extra = row.get(columns.input)
     if type(instruction) is not str or type(reply) is not str or (extra is not None and type(extra) is not str):
@@ -101,19 +119,15 @@ def _from_messages(row: dict[str, Any], columns: Columns) -> list[Message]:
     if type(turns) is not list or not turns:
         raise RowError("WRONG_TYPE", f'"{columns.messages}" is not a list of messages', "give at least two messages")
     messages = [_turn(turn, columns.messages) for turn in turns]
-    expected = "user"
-    for index, message in enumerate(messages):
+    before = ""
+    for message in messages:
         role = message["role"]
-        if role == "system" and index == 0:
-            continue
-        if role != expected:
-            raise RowError(
-                "ROLE_ORDER",
-                f"a {role} message stands where a {expected} message belongs",
-                "an optional system message first, then user and assistant in turn",
-            )
-        expected = "assistant" if role == "user" else "user"
-    if messages[-1]["role"] != "assistant":
+        if role not in FOLLOWING[before]:
+            belongs = FOLLOWING[before][-1] if not before else FOLLOWING[before][0]
+            words = f"a {role} message stands where a {belongs} message belongs"
+            raise RowError("ROLE_ORDER", words, ORDER)
+        before = role
+    if before != "assistant":
         raise RowError("ROLE_ORDER", "the last message is not the assistant's", "end each conversation with a reply")
     if messages[0]["role"] != "system":
         return [*_system(row, columns), *messages]
@@ -125,6 +139,11 @@ def _turn(turn: Any, column: str) -> Message:
         raise RowError("WRONG_TYPE", f'an item of "{column}" is not an object', "write {role, content} objects")
     role = next((turn[key] for key in ROLE_KEYS if key in turn), None)
     content = next((turn[key] for key in CONTENT_KEYS if key in turn), None)
+    if type(content) is list:
+        content = _joined(content)
+    if type(role) is str and not content and turn.get("tool_calls"):
+        hint = "write the call into content, the way the base model writes it"
+        raise RowError("TOOL_CALLS", "an assistant message has tool_calls in place of content", hint)
     if type(role) is not str or type(content) is not str:
         keys = ", ".join(f'"{key}"' for key in turn) or "none"
         raise RowError(
@@ -132,13 +151,19 @@ def _turn(turn: Any, column: str) -> Message:
         )
     known = ROLES.get(role)
     if known is None:
-        raise RowError("UNKNOWN_ROLE", f"role {role[:40]!r} is not known", "use system, user and assistant")
+        raise RowError("UNKNOWN_ROLE", f"role {role[:40]!r} is not known", "use system, user, assistant and tool")
     if not content or content.isspace():
         if known == "assistant":
             raise RowError("EMPTY_REPLY", "an assistant message is empty", "remove the row or write the reply")
         if known == "user":
             raise RowError("EMPTY_PROMPT", "a user message is empty", "remove the row or write the message")
     return {"role": known, "content": content}
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The text of content that is a list of text parts; None when a part is something else."""
+    texts = [part.get("text") if type(part) is dict and part.get("type") == "text" else None for part in parts]
+    return "".join(map(str, texts)) if texts and all(type(text) is str for text in texts) else None
 
 
 def _system(row: dict[str, Any], columns: Columns) -> list[Message]:
@@ -148,6 +173,24 @@ def _system(row: dict[str, Any], columns: Columns) -> list[Message]:
     if type(content) is not str:
         raise _wrong_type(row, (columns.system,))
     return [{"role": "system", "content": content}]
+
+
+def _label(value: Any, column: str, labels: tuple[str, ...]) -> str:
+    """The name of a class; a number stands for itself, or for a place in the list of classes."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) not in (str, int, bool):
+        message = f'"{column}" is {_type_name(value)}, neither text nor a whole number'
+        raise RowError("WRONG_TYPE", message, "give each row one class")
+    label = str(value).lower() if type(value) is bool else str(value).strip()
+    if not label:
+        raise RowError("EMPTY_LABEL", f'"{column}" is empty', "remove the row or give its class")
+    if labels and label not in labels:
+        if label.isdecimal() and int(label) < len(labels):
+            return labels[int(label)]
+        listed = ", ".join(labels[:10])
+        raise RowError("UNKNOWN_LABEL", f"class {label[:40]!r} is not among the labels", f"the labels are {listed}")
+    return label
 
 
 def _wrong_type(row: dict[str, Any], names: Iterable[str]) -> RowError:

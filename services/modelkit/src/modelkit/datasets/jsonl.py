@@ -1,135 +1,159 @@
 """JSON Lines files: one pass that checks every line in bounded memory, then random access to the good ones."""
 
+import hashlib
 import os
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from modelkit.datasets.formats import Columns, Message, RowError, columns_of, to_messages
+from modelkit.datasets.columns import CLASSIFICATION, EXPECTED, RowError
+from modelkit.datasets.formats import LabelledText, Reading, Row, RowReader, to_row
+from modelkit.datasets.lines import MAX_LINE_BYTES, read_lines
+from modelkit.datasets.origins import Origins
 from modelkit.datasets.problems import DatasetProblem, ProblemCounter
 
-MAX_LINE_BYTES = 16 << 20
-BLOCK_BYTES = 1 << 20
-MAX_LAYOUTS = 1024
 MAX_SHAPES = 256
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_LABELS = 10_000
+FEW_ROWS = 20
+
+# Number of messages, role of the first, and whether a tool speaks.
+Shape = tuple[int, str, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What a pass over a file found. offsets and lengths are the byte ranges of the good rows.
+    """What a pass over a file found. offsets and lengths are the byte ranges of the good rows, lines their numbers.
 
-    shapes holds one row (its index) for each (number of messages, role of the first), as far as there is room.
+    shapes holds one row (its index) for each shape of conversation, as far as there is room; labels counts the rows of
+    each class; sha256 is that of the file.
     """
 
     path: Path
     rows: int
     format: str
     problems: tuple[DatasetProblem, ...]
-    offsets: "array[int]" = field(repr=False)
-    lengths: "array[int]" = field(repr=False)
-    shapes: dict[tuple[int, str], int] = field(repr=False)
+    offsets: NDArray[np.uint64] = field(repr=False)
+    lengths: NDArray[np.uint32] = field(repr=False)
+    lines: NDArray[np.uint64] = field(repr=False)
+    shapes: dict[Shape, int] = field(repr=False)
+    labels: dict[str, int] = field(default_factory=dict, repr=False)
+    sha256: str = ""
+    reading: Reading = field(default_factory=Reading)
 
 
-class RowReader:
-    """Turns parsed rows into conversations; remembers which columns each layout of keys means."""
+class _Scan:
+    """The state of a pass over a file."""
 
-    def __init__(self) -> None:
-        self._layouts: dict[tuple[str, ...], Columns] = {}
+    def __init__(self, path: Path, reading: Reading, max_line_bytes: int) -> None:
+        self.path, self.reading, self.max_line_bytes = path, reading, max_line_bytes
+        self.counter = ProblemCounter(Origins.of(path))
+        self.offsets, self.lengths, self.lines = array("Q"), array("I"), array("Q")
+        self.shapes: dict[Shape, int] = {}
+        self.labels: Counter[str] = Counter()
+        self.format = ""
+        self._reader = RowReader(reading)
 
-    def columns(self, row: dict[str, Any]) -> Columns:
-        """The columns of a row. Raises RowError."""
-        keys = tuple(row)
-        known = self._layouts.get(keys)
-        if known is None:
-            known = columns_of(keys)
-            if len(self._layouts) >= MAX_LAYOUTS:
-                self._layouts.clear()
-            self._layouts[keys] = known
-        return known
-
-    def messages(self, row: dict[str, Any]) -> list[Message]:
-        """The conversation of a row. Raises RowError."""
-        return to_messages(row, self.columns(row))
-
-
-def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (offset in bytes, line without its newline) of each line; None stands for a line that is too long.
-
-    A byte order mark at the start is passed over. Memory stays below the block size plus twice the longest line
-    allowed, whatever the file holds.
-    """
-    with path.open("rb", buffering=0) as file:
-        offset, rest, skipping = 0, b"", False
-        if file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
-            offset = len(BYTE_ORDER_MARK)
-        file.seek(offset)
-        while block := file.read(BLOCK_BYTES):
-            *lines, rest = (rest + block if rest else block).split(b"\n")
-            for line in lines:
-                end = offset + len(line) + 1
-                yield offset, None if skipping or len(line) > max_line_bytes else line
-                offset, skipping = end, False
-            if skipping or len(rest) > max_line_bytes:
-                offset, rest, skipping = offset + len(rest), b"", True
-        if rest or skipping:
-            yield offset, None if skipping else rest
-
-
-def scan(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, stop_after: int = 0) -> FileReport:
-    """Checks every line of a file, or, with stop_after, so many good rows. Raises OSError when it cannot be read."""
-    counter = ProblemCounter(path.name)
-    offsets, lengths = array("Q"), array("Q")
-    shapes: dict[tuple[int, str], int] = {}
-    reader, first_format, seen = RowReader(), "", False
-    loads = orjson.loads
-    for number, (offset, line) in enumerate(read_lines(path, max_line_bytes), start=1):
+    def take(self, number: int, offset: int, line: bytes | None) -> bool:
+        """Notes a line. False for a blank one."""
         if line is None:
-            limit = f"{max_line_bytes >> 20} MiB" if max_line_bytes >> 20 else f"{max_line_bytes} bytes"
-            counter.add("LINE_TOO_LONG", f"the line is longer than {limit}", "write one row per line", number)
-            seen = True
-            continue
+            limit = self.max_line_bytes
+            words = f"{limit >> 20} MiB" if limit >> 20 else f"{limit} bytes"
+            self.counter.add("LINE_TOO_LONG", f"the line is longer than {words}", "write one row per line", number)
+            return True
         if not line or line.isspace():
-            continue
-        seen = True
+            return False
         try:
-            row = loads(line)
+            row = orjson.loads(line)
             if type(row) is not dict:
                 raise _not_an_object(row)
-            columns = reader.columns(row)
-            messages = to_messages(row, columns)
+            columns = self._reader.columns(row)
+            self._keep(number, offset, len(line), columns.format, to_row(row, columns, self.reading.labels))
         except RowError as error:
-            counter.add(error.reason, error.message, error.hint, number)
-            continue
+            self.counter.add(error.reason, error.message, error.hint, number)
         except ValueError:
-            counter.add(*_unreadable(line), number)
-            continue
-        if columns.format != first_format:
-            if first_format:
-                counter.add(*_mixed(first_format, columns.format), number)
-                continue
-            first_format = columns.format
-        shape = (len(messages), messages[0]["role"])
-        if shape not in shapes and len(shapes) < MAX_SHAPES:
-            shapes[shape] = len(offsets)
-        offsets.append(offset)
-        lengths.append(len(line))
-        if len(offsets) == stop_after:
+            self.counter.add(*_unreadable(line), number)
+        return True
+
+    def _keep(self, number: int, offset: int, length: int, form: str, row: Row) -> None:
+        if form != self.format:
+            if self.format:
+                raise _mixed(self.format, form)
+            self.format = form
+        if isinstance(row, list):
+            shape = (len(row), row[0]["role"], any(turn["role"] == "tool" for turn in row))
+            if shape not in self.shapes and len(self.shapes) < MAX_SHAPES:
+                self.shapes[shape] = len(self.offsets)
+        elif isinstance(row, LabelledText) and (len(self.labels) <= MAX_LABELS or row.label in self.labels):
+            self.labels[row.label] += 1
+        self.offsets.append(offset)
+        self.lengths.append(length)
+        self.lines.append(number)
+
+    def check_labels(self) -> None:
+        """Notes what makes the labels of the whole file no classes."""
+        known, rows = len(self.labels), len(self.offsets)
+        if not rows or self.reading.objective != CLASSIFICATION:
+            return
+        if known == 1 and not self.reading.labels:
+            hint = "a classifier needs rows of at least two classes"
+            self.counter.add("ONE_LABEL", f"every row has the class {next(iter(self.labels))[:40]!r}", hint)
+        if known > MAX_LABELS or (known > rows / 2 and rows >= FEW_ROWS):
+            words = f"{'more than ' if known > MAX_LABELS else ''}{min(known, MAX_LABELS)} classes for {rows} rows"
+            self.counter.add("TOO_MANY_LABELS", words, "name the column that holds the class with label_column")
+
+
+def scan(
+    path: Path,
+    reading: Reading | None = None,
+    *,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    stop_after: int = 0,
+    trained_on: bool = True,
+) -> FileReport:
+    """Checks every line of a file, or, with stop_after, so many good rows. Raises OSError when it cannot be read.
+
+    What is trained on must have several classes, when classes are to be learnt.
+    """
+    state = _Scan(path, reading or Reading(), max_line_bytes)
+    digest = hashlib.sha256()
+    seen = False
+    for number, (offset, line) in enumerate(read_lines(path, max_line_bytes, digest.update), start=1):
+        seen = state.take(number, offset, line) or seen
+        if stop_after and len(state.offsets) == stop_after:
             break
-    if not seen:
-        counter.add("EMPTY_FILE", "the file is empty", "write one JSON object per line")
-    return FileReport(path, len(offsets), first_format, counter.problems, offsets, lengths, shapes)
+    else:
+        if not seen:
+            hint = f"write one row per line, with {EXPECTED[state.reading.objective]}"
+            state.counter.add("EMPTY_FILE", "the file is empty", hint)
+        if trained_on:
+            state.check_labels()
+    return FileReport(
+        path=path,
+        rows=len(state.offsets),
+        format=state.format,
+        problems=state.counter.problems,
+        offsets=np.array(state.offsets, dtype=np.uint64),
+        lengths=np.array(state.lengths, dtype=np.uint32),
+        lines=np.array(state.lines, dtype=np.uint64),
+        shapes=state.shapes,
+        labels=dict(state.labels),
+        sha256=digest.hexdigest(),
+        reading=state.reading,
+    )
 
 
 def _not_an_object(row: Any) -> RowError:
     hint = "write one JSON object per line"
     if isinstance(row, list):
-        hint += "; the line is a JSON array, so write each of its items on a line of its own"
+        hint += "; the line is a JSON array, so write each of its items on a line of its own, or name the file .json"
     return RowError("NOT_AN_OBJECT", "the line is not a JSON object", hint)
 
 
@@ -141,13 +165,13 @@ def _unreadable(line: bytes) -> tuple[str, str, str]:
     return "NOT_JSON", "the line is not JSON", "write one whole JSON object per line (JSON Lines)"
 
 
-def _mixed(first: str, other: str) -> tuple[str, str, str]:
+def _mixed(first: str, other: str) -> RowError:
     message = f'the row has the format "{other}", the first good row of the file has "{first}"'
-    return "MIXED_FORMATS", message, "use one format in a file"
+    return RowError("MIXED_FORMATS", message, "use one format in a file")
 
 
-class JsonlDataset(Sequence[list[Message]]):
-    """The good rows of a scanned file as conversations; a row is read from disk when it is asked for.
+class JsonlDataset(Sequence[Row]):
+    """The good rows of a scanned file; a row is read from disk when it is asked for.
 
     max_rows keeps the first rows only (0: all). close() closes the file, at the latest when the dataset is dropped.
     Raises OSError when the file has gone, ValueError when it changed.
@@ -159,20 +183,27 @@ class JsonlDataset(Sequence[list[Message]]):
         self.close = weakref.finalize(self, os.close, self._descriptor)
         self._offsets, self._lengths = report.offsets, report.lengths
         self._rows = min(report.rows, max_rows) if max_rows else report.rows
-        self._reader = RowReader()
+        self._reader = RowReader(report.reading)
 
     def __len__(self) -> int:
         return self._rows
 
     @overload
-    def __getitem__(self, index: int) -> list[Message]: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> list[list[Message]]: ...
-    def __getitem__(self, index: int | slice) -> list[Message] | list[list[Message]]:
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(self._rows))]
         position = index + self._rows if index < 0 else index
         if not 0 <= position < self._rows:
             raise IndexError(index)
-        line = os.pread(self._descriptor, self._lengths[position], self._offsets[position])
-        return self._reader.messages(orjson.loads(line))
+        line = self.read_line(position)
+        try:
+            return self._reader.read(orjson.loads(line))
+        except RowError as error:
+            raise ValueError(f"row {position + 1} of {self.path} changed: {error.message}") from error
+
+    def read_line(self, index: int) -> bytes:
+        """The bytes of a row as they stand in the file."""
+        return os.pread(self._descriptor, int(self._lengths[index]), int(self._offsets[index]))

@@ -1,35 +1,29 @@
-"""Where a dataset's files lie, and what a check of all of them says."""
+"""Where a dataset's files lie, brought into JSON Lines, and what a check of all of them says."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelkit.datasets.formats import Message
+from modelkit.datasets.archives import is_archive, unpack
+from modelkit.datasets.cache import DataCache
+from modelkit.datasets.convert import VERSION, convert, is_jsonl
+from modelkit.datasets.formats import Reading, Row
+from modelkit.datasets.index import checked, key_of, stamp
 from modelkit.datasets.jsonl import FileReport, JsonlDataset, scan
 from modelkit.datasets.problems import DatasetProblem
+from modelkit.datasets.splits import SUFFIXES, TEST, TRAIN, VALIDATION, Splits, find_splits
 from modelkit.errors import InvalidDataset, Problem
 from modelkit.paths import AllowedRoots
-
-TRAIN = ("train.jsonl",)
-VALIDATION = ("valid.jsonl", "validation.jsonl", "val.jsonl")
-TEST = ("test.jsonl",)
-OTHER_KINDS = {
-    ".zip": "unpack the archive first",
-    ".tar": "unpack the archive first",
-    ".gz": "unpack the file first",
-    ".tgz": "unpack the archive first",
-    ".csv": "convert it to JSON Lines, one object per line",
-    ".parquet": "convert it to JSON Lines, one object per line",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetFiles:
-    """The files of a dataset's splits."""
+    """The files of a dataset's splits, each in JSON Lines, and how they are read."""
 
     train: Path
     validation: Path | None = None
     test: Path | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,54 +40,89 @@ class DatasetReport:
 
 
 def locate(
-    path: Path, *, validation: Path | None = None, roots: AllowedRoots | None = None, field: str = "dataset.path"
+    path: Path,
+    cache: DataCache,
+    *,
+    validation: Path | None = None,
+    roots: AllowedRoots | None = None,
+    reading: Reading | None = None,
+    field: str = "dataset.path",
 ) -> DatasetFiles:
-    """The files of a dataset: a file, or a directory with train.jsonl and optionally valid.jsonl and test.jsonl.
+    """The files of a dataset: a file, a directory or an archive; what is not JSON Lines is converted once.
 
     An explicit validation file wins over one found in the directory. With roots, no file may lead out of them by a
     link. Raises InvalidDataset.
     """
-    if not path.is_dir():
-        files = DatasetFiles(path, validation)
-    else:
-        train = _first(path, TRAIN)
-        if train is None:
-            found = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
-            listed = ", ".join(found[:10]) or "nothing"
-            raise InvalidDataset(Problem(field, f"{path} has no train.jsonl; found: {listed}"), reason="NO_TRAIN_FILE")
-        files = DatasetFiles(train, validation or _first(path, VALIDATION), _first(path, TEST))
+    reading = reading or Reading()
+    require_columns(reading, f"{field.rpartition('.')[0]}.columns")
+    splits = _splits(path, cache, roots, field)
+    if validation is not None:
+        splits[VALIDATION] = _splits(validation, cache, roots, f"{field.rpartition('.')[0]}.validation_path")[TRAIN]
+    allowed = AllowedRoots([*roots.roots, cache.root], private=roots.private) if roots else None
     problems = [
-        Problem(field, problem)
-        for file in (files.train, files.validation, files.test)
-        if file is not None and (problem := _refusal(file, roots))
+        Problem(field, refusal) for files in splits.values() for file in files if (refusal := _refusal(file, allowed))
     ]
     if problems:
         raise InvalidDataset(problems)
-    return files
+    ready = {split: _as_jsonl(files, cache, field) for split, files in splits.items()}
+    return DatasetFiles(ready[TRAIN], ready.get(VALIDATION), ready.get(TEST), reading)
 
 
-def validate(files: DatasetFiles) -> DatasetReport:
-    """Checks every line of every split."""
-    train = scan(files.train)
-    validation = scan(files.validation) if files.validation else None
-    test = scan(files.test) if files.test else None
+def require_columns(reading: Reading, field: str) -> None:
+    """Raises InvalidDataset when the columns that a user named contradict each other."""
+    problems = [Problem(field, text) for text in reading.columns.problems(reading.objective)]
+    if problems:
+        raise InvalidDataset(problems, reason="INVALID_COLUMNS")
+
+
+def validate(files: DatasetFiles, cache: DataCache | None = None) -> DatasetReport:
+    """Checks every line of every split. Raises OSError."""
+    train = checked(files.train, files.reading, cache)
+    validation = checked(files.validation, files.reading, cache, trained_on=False) if files.validation else None
+    test = checked(files.test, files.reading, cache, trained_on=False) if files.test else None
     problems = tuple(problem for report in (train, validation, test) if report for problem in report.problems)
     return DatasetReport(not problems, train.rows, train.format, problems, train, validation, test)
 
 
-def preview(files: DatasetFiles, rows: int = 5) -> list[list[Message]]:
-    """The first good training rows as conversations."""
+def preview(files: DatasetFiles, rows: int = 5) -> list[Row]:
+    """The first good training rows."""
     if rows < 1:
         return []
-    dataset = JsonlDataset(scan(files.train, stop_after=rows))
+    dataset = JsonlDataset(scan(files.train, files.reading, stop_after=rows))
     try:
         return dataset[:]
     finally:
         dataset.close()
 
 
-def _first(directory: Path, names: tuple[str, ...]) -> Path | None:
-    return next((directory / name for name in names if (directory / name).exists()), None)
+def _splits(path: Path, cache: DataCache, roots: AllowedRoots | None, field: str) -> Splits:
+    if path.is_dir():
+        return find_splits(path, field=field)
+    if refusal := _refusal(path, roots):
+        raise InvalidDataset(Problem(field, refusal))
+    if not is_archive(path):
+        return {TRAIN: [path]}
+    try:
+        entry = cache.get(f"archive-{key_of(VERSION, stamp(path))}", lambda folder: unpack(path, folder))
+    except InvalidDataset as error:
+        raise _of_field(error, field) from error
+    return find_splits(entry, field=field)
+
+
+def _as_jsonl(files: list[Path], cache: DataCache, field: str) -> Path:
+    if len(files) == 1 and is_jsonl(files[0]):
+        return files[0]
+    stamps = [stamp(file) for file in files]
+    try:
+        entry = cache.get(f"rows-{key_of(VERSION, stamps)}", lambda folder: convert(files, folder / "rows.jsonl"))
+    except InvalidDataset as error:
+        raise _of_field(error, field) from error
+    return entry / "rows.jsonl"
+
+
+def _of_field(error: InvalidDataset, field: str) -> InvalidDataset:
+    problems = [Problem(field, problem.message) for problem in error.problems]
+    return type(error)(problems, reason=error.reason)
 
 
 def _refusal(file: Path, roots: AllowedRoots | None) -> str:
@@ -101,8 +130,9 @@ def _refusal(file: Path, roots: AllowedRoots | None) -> str:
         return f"{file} leads out of the allowed directories ({roots})"
     if not file.is_file():
         return f"{file} is not a file" if file.exists() else f"{file} does not exist"
-    if advice := OTHER_KINDS.get(file.suffix.lower()):
-        return f"{file.name} is not a JSON Lines file; {advice}"
+    if not (is_archive(file) or file.name.lower().endswith(SUFFIXES)):
+        kinds = ", ".join((*SUFFIXES, ".zip", ".tar", ".gz"))
+        return f"{file.name} is not of a kind that is read; name it after what it holds: {kinds}"
     if not os.access(file, os.R_OK):
         return f"{file} cannot be read by this user"
     return ""

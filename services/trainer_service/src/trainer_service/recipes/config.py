@@ -14,6 +14,7 @@ import orjson
 
 from trainer_service.recipes.errors import InvalidJob
 
+CACHE_BYTES = 20 << 30
 MODALITIES = ("language_model", "image_classifier", "object_detector", "text_to_image")
 
 
@@ -164,7 +165,11 @@ class Finetune:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job on this machine. resume_from is a verified checkpoint; the output goes to output_dir in one step."""
+    """A job on this machine. resume_from is a verified checkpoint; the output goes to output_dir in one step.
+
+    cache_dir, of at most cache_bytes, outlives the job and holds what was worked out from data; without one that is
+    kept in work_dir. tokenizer_dir holds a tokenizer in place of the model's own.
+    """
 
     finetune: Finetune
     model_dir: Path
@@ -172,6 +177,10 @@ class Job:
     work_dir: Path
     output_dir: Path
     validation_file: Path | None = None
+    test_file: Path | None = None
+    tokenizer_dir: Path | None = None
+    cache_dir: Path | None = None
+    cache_bytes: int = CACHE_BYTES
     resume_from: Path | None = None
     processes: int = 1
     cuda_visible_devices: str = ""
@@ -196,7 +205,7 @@ class Job:
             paths = {name: _path(directory, content[name]) for name in names}
             optional = {
                 name: _path(directory, content[name])
-                for name in ("validation_file", "resume_from")
+                for name in ("validation_file", "test_file", "tokenizer_dir", "cache_dir", "resume_from")
                 if content.get(name)
             }
             return cls(
@@ -204,6 +213,7 @@ class Job:
                 processes=max(1, int(content.get("processes") or 1)),
                 cuda_visible_devices=str(content.get("cuda_visible_devices") or ""),
                 predicted_memory_bytes=int(content.get("predicted_memory_bytes") or 0),
+                cache_bytes=int(content.get("cache_bytes") or CACHE_BYTES),
                 **paths,
                 **optional,
             )

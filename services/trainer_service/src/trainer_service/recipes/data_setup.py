@@ -1,25 +1,43 @@
 """Checks and reads a job's data, and splits it into what is trained on and what is held out."""
 
+import dataclasses
+import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from modelkit import datasets
 from modelkit.chat import ChatEncoder
-from modelkit.datasets import DatasetFiles
-from modelkit.loading import load_config, load_tokenizer
+from modelkit.datasets import ColumnNames, DataCache, DatasetFiles, JsonlDataset, Reading
+from modelkit.datasets.splitting import split
+from modelkit.loading import load_config
+from modelkit.text_encoders import class_names
 from trainer_service.recipes.attention import isolates
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Batches, HeldOut, Layout
+from trainer_service.recipes.encoding import Encoding, encoder_for, load_tokenizer_of
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.model_setup import stop_ids
-from trainer_service.recipes.rows import EncodedRows, require_template_fits, require_trainable, require_valid, split
+from trainer_service.recipes.rows import (
+    DocumentRows,
+    EncodedRows,
+    as_json_lines,
+    require_trainable,
+    require_valid,
+)
 from trainer_service.recipes.world import World
+
+BACKGROUND_DELAY = 3.0  # seconds in which the first steps have the processor to themselves
+TEST_FILE = "test.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What is trained on, and this process's share of what is held out, which may be nothing where others have some."""
+    """What is trained on, and this process's share of what is held out, which may be nothing where others have some.
+
+    labels are the names of the classes in the order of their numbers, when classes are learnt.
+    """
 
     rows: EncodedRows
     batches: Batches
@@ -32,24 +50,40 @@ class Data:
 def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     """Checks every line of the files, then only what cannot be known from the lines alone."""
     training, parameters = job.finetune.training, job.finetune.language_model
-    report = datasets.validate(DatasetFiles(job.train_file, job.validation_file))
+    cache = DataCache(job.cache_dir or job.work_dir / "data-cache", job.cache_bytes)
+    named = ColumnNames(**dataclasses.asdict(job.finetune.columns))
+    reading = Reading(parameters.objective, named, parameters.labels)
+    report = datasets.validate(DatasetFiles(job.train_file, job.validation_file, job.test_file, reading), cache)
     require_valid(report)
     config = load_config(job.model_dir)
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and parameters.max_seq_length > longest:
         raise InvalidJob(f"max_seq_length: the model can read {longest} tokens, not {parameters.max_seq_length}")
-    tokenizer: Any = load_tokenizer(job.model_dir, config)
-    encoder = ChatEncoder(tokenizer, max_length=parameters.max_seq_length, stop_ids=stop_ids(config))
-    if encoder.fallback:
+    tokenizer = load_tokenizer_of(job, config)
+    labels = parameters.labels or class_names(tuple(report.train.labels))
+    encoder = encoder_for(job, report, tokenizer, config, labels)
+    if isinstance(encoder, ChatEncoder) and encoder.fallback:
         events.log("the tokenizer has no chat template; a plain one is used and saved with it")
-    conversations = datasets.JsonlDataset(report.train, max_rows=parameters.max_samples)
-    require_template_fits(encoder, conversations, report.train)
-    rows = EncodedRows(conversations, encoder)
-    ratio = 0.0 if report.validation else parameters.eval_ratio
-    order, held_out = split(len(rows), ratio, training.seed)
-    require_trainable(rows, order, parameters.max_seq_length)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     layout = layout_of(job, config.model_type, pad_id)
+    encoding = Encoding(job, cache, encoder, events, joined=layout.joined)
+
+    dataset = JsonlDataset(report.train, max_rows=parameters.max_samples)
+    eval_ratio = 0.0 if report.validation else parameters.eval_ratio
+    parts = split(len(dataset), eval_ratio, training.seed, 0.0 if report.test else parameters.test_ratio)
+    rows, order = encoding.read(report.train, dataset, parts.train)
+    if not isinstance(rows, DocumentRows):
+        require_trainable(rows, order, parameters.max_seq_length)
+    if report.validation:
+        others = JsonlDataset(report.validation)
+        validation, held_out = encoding.read(report.validation, others, np.arange(len(others)))
+    else:
+        validation, held_out = encoding.read(report.train, dataset, parts.held_out)
+    if world.leads:
+        keep_test_rows(job, dataset, parts.test)
+        rows.prepare(BACKGROUND_DELAY)
+    if layout.packing:
+        rows.fill()  # every length must be known
     batches = Batches(
         rows,
         order,
@@ -59,17 +93,25 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
         shuffle=parameters.shuffle,
         pin_memory=training.dataloader_pin_memory and world.device.type == "cuda",
     )
-    validation = EncodedRows(conversations, encoder)
-    if report.validation:
-        others = datasets.JsonlDataset(report.validation)
-        require_template_fits(encoder, others, report.validation)
-        validation, held_out = EncodedRows(others, encoder), split(len(others), 0.0, training.seed)[0]
     evaluates = training.eval_strategy != "NO" and len(held_out) > 0
     if training.eval_strategy != "NO" and not evaluates:
         events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
     share = held_out[world.rank :: world.size]
     held_out_rows = HeldOut(validation, share, replace(layout, size=training.eval_batch_size))
-    return Data(rows, batches, evaluates, held_out_rows, tokenizer)
+    return Data(rows, batches, evaluates, held_out_rows, tokenizer, labels)
+
+
+def keep_test_rows(job: Job, dataset: JsonlDataset, positions: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+    """Writes the rows that are kept for a test beside the job. Raises OSError."""
+    if len(positions):
+        with (job.work_dir / TEST_FILE).open("wb") as file:
+            file.writelines(as_json_lines(dataset, positions))
+
+
+def add_test_rows(job: Job) -> None:
+    """Puts the rows that were kept for a test beside the finished model. Raises OSError."""
+    if (job.work_dir / TEST_FILE).is_file():
+        shutil.copyfile(job.work_dir / TEST_FILE, job.output_dir / TEST_FILE)
 
 
 def layout_of(job: Job, architecture: str, pad_id: int) -> Layout:

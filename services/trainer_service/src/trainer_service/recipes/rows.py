@@ -1,18 +1,27 @@
 """The rows of a job's data as token ids, how they are split, and what must hold before any is trained on."""
 
-from collections.abc import Sequence
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from modelkit.chat import ChatEncoder, Encoded
-from modelkit.datasets import DatasetReport, FileReport, JsonlDataset, Message
-from modelkit.errors import InvalidDataset, InvalidTemplate, Problem
+from modelkit.datasets import DataCache, DatasetReport, FileReport, JsonlDataset
+from modelkit.encoded import RowEncoder
+from modelkit.errors import InvalidDataset, InvalidTemplate, ModelkitError, Problem
+from modelkit.tokenised import TokenFile, write_rows
 
 CACHE_TOKENS = 1 << 27  # 1 GiB of ids and labels
 FIRST_ROWS, SEARCH_ROWS = 8, 256
 MAX_SHAPES = 64
+LOOK_EVERY = 16
+SAY_SECONDS = 60.0
 
 Rows = Sequence[int] | NDArray[np.int64]
 
@@ -30,13 +39,41 @@ class Counts:
         return f"{self.rows} rows tokenised: {cut}, {self.masked} had no reply left then and do not count"
 
 
-class EncodedRows:
-    """Rows of a dataset as token ids; remembers what it has tokenised as far as memory allows."""
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The entry of a cache in which tokenised rows are kept, named after everything that they depend on."""
 
-    def __init__(self, rows: Sequence[list[Message]], encoder: ChatEncoder) -> None:
+    cache: DataCache
+    name: str
+
+    def open(self) -> TokenFile | None:
+        """The rows, when they are there."""
+        entry = self.cache.find(self.name)
+        return TokenFile(entry) if entry else None
+
+
+class EncodedRows:
+    """Rows of a dataset as token ids.
+
+    Those asked for are tokenised at once and remembered as far as memory allows. With a store, prepare() tokenises all
+    of them in the background; when they are stored, by whichever process, they are read from there.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        encoder: RowEncoder,
+        store: Store | None = None,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.counts = Counts()
         self._rows = rows
         self._encoder = encoder
+        self._store = store
+        self._say = say
+        self._file: TokenFile | None = store.open() if store else None
+        self._asked = 0
         self._known: dict[int, Encoded] = {}
         self._counted = np.zeros(len(rows), dtype=bool)
         self._room = CACHE_TOKENS
@@ -47,23 +84,67 @@ class EncodedRows:
     def get(self, indices: Rows) -> list[Encoded]:
         """The rows at these positions. Raises InvalidTemplate, OSError, ValueError."""
         positions = [int(index) for index in indices]
-        missing = [index for index in dict.fromkeys(positions) if index not in self._known]
+        if (file := self._stored()) is not None:
+            stored = [file.get(index) for index in positions]
+            self._count(dict(zip(positions, stored, strict=True)))
+            return stored
+        known = self._known
+        missing = [index for index in dict.fromkeys(positions) if index not in known]
         fresh: dict[int, Encoded] = {}
         if missing:
             fresh = dict(zip(missing, self._encoder.encode([self._rows[index] for index in missing]), strict=True))
             self._count(fresh)
-        found = [fresh.get(index) or self._known[index] for index in positions]
+        found = [fresh.get(index) or known[index] for index in positions]
         for index, encoded in fresh.items():
             if self._room >= len(encoded.input_ids):
                 self._room -= len(encoded.input_ids)
-                self._known[index] = encoded
+                known[index] = encoded
         return found
 
     def lengths(self, indices: Rows) -> NDArray[np.int32]:
         """Tokens of each of these rows, 0 of those without anything to learn. Raises as get does."""
+        if (file := self._stored()) is not None:
+            at = np.asarray(indices, dtype=np.int64)
+            return np.where(file.masked[at], 0, file.lengths(at)).astype(np.int32)
         pieces = np.array_split(np.asarray(indices), max(1, len(indices) // SEARCH_ROWS))
         rows = (row for piece in pieces for row in self.get(piece))
         return np.fromiter((0 if row.masked else len(row.input_ids) for row in rows), np.int32, len(indices))
+
+    def prepare(self, delay: float) -> None:
+        """Begins, some seconds from now, to tokenise and store every row, unless that was done before."""
+        if self._store is not None and self._file is None:
+            threading.Thread(target=self._fill_later, args=(delay,), name="tokenise", daemon=True).start()
+
+    def fill(self) -> TokenFile | None:
+        """Tokenises and stores every row, unless that was done before; None without a store. Raises as get does."""
+        if self._store is not None and self._file is None:
+            self._store.cache.get(self._store.name, lambda folder: write_rows(folder, self.blocks(self._say)))
+            self._file = self._store.open()
+            self._known = {}
+        return self._file
+
+    def _fill_later(self, delay: float) -> None:
+        threading.Event().wait(delay)
+        # What goes wrong here shows where the row is asked for, or is a cache that has no room.
+        with contextlib.suppress(OSError, ValueError, ModelkitError):
+            self.fill()
+
+    def blocks(self, say: Callable[[str], None] = lambda _: None) -> Iterator[list[Encoded]]:
+        """Every row, tokenised; now and then it is said how far this is. Raises as get does."""
+        spoken = time.monotonic()
+        for start in range(0, len(self._rows), SEARCH_ROWS):
+            yield self._encoder.encode(self._rows[start : start + SEARCH_ROWS])
+            if time.monotonic() - spoken > SAY_SECONDS:
+                say(f"{start + SEARCH_ROWS:,} of {len(self._rows):,} rows tokenised")
+                spoken = time.monotonic()
+
+    def _stored(self) -> TokenFile | None:
+        """The stored rows; another process may have stored them meanwhile."""
+        if self._file is None and self._store is not None:
+            self._asked += 1
+            if self._asked % LOOK_EVERY == 0:
+                self._file = self._store.open()
+        return self._file
 
     def _count(self, fresh: dict[int, Encoded]) -> None:
         for index, encoded in fresh.items():
@@ -74,25 +155,41 @@ class EncodedRows:
                 self.counts.masked += encoded.masked
 
 
+class DocumentRows(EncodedRows):
+    """Documents cut into windows of at most so many tokens; no token is lost."""
+
+    def __init__(self, file: TokenFile, documents: NDArray[np.int64], window: int) -> None:
+        starts, ends = file.ends[documents], file.ends[documents + 1]
+        windows = -(-(ends - starts) // window)
+        document = np.repeat(np.arange(len(documents)), windows)
+        place = np.arange(len(document)) - np.repeat(np.cumsum(windows) - windows, windows)
+        self._starts = starts[document] + place * window
+        self._ends = np.minimum(self._starts + window, ends[document])
+        self._tokens = file
+        self.counts = Counts(rows=len(documents))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def get(self, indices: Rows) -> list[Encoded]:
+        """The windows at these positions. Raises OSError."""
+        return [self._tokens.window(int(self._starts[index]), int(self._ends[index])) for index in indices]
+
+    def lengths(self, indices: Rows) -> NDArray[np.int32]:
+        """Tokens of each of these windows."""
+        at = np.asarray(indices, dtype=np.int64)
+        lengths: NDArray[np.int32] = (self._ends[at] - self._starts[at]).astype(np.int32)
+        return lengths
+
+
 def require_valid(report: DatasetReport) -> None:
     """Raises InvalidDataset with every problem of the files."""
     if not report.valid:
         raise InvalidDataset([Problem("dataset", str(problem)) for problem in report.problems])
 
 
-def split(rows: int, eval_ratio: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to train on and positions held out. Raises InvalidDataset when nothing is left to train on."""
-    held_out = round(rows * eval_ratio)
-    if eval_ratio > 0:
-        held_out = max(1, held_out)
-    if held_out >= rows:
-        raise InvalidDataset(Problem("dataset", f"{rows} rows leave none to train on with eval_ratio {eval_ratio}"))
-    order = np.random.default_rng((seed, 1 << 32)).permutation(rows) if held_out else np.arange(rows)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
 def require_trainable(rows: EncodedRows, order: NDArray[np.int64], max_length: int) -> None:
-    """Looks until one row has a reply to learn. Raises InvalidDataset when max_seq_length cuts away all of them."""
+    """Looks until one row has something to learn. Raises InvalidDataset when max_seq_length cuts away all of them."""
     starts = [0, *range(FIRST_ROWS, len(order), SEARCH_ROWS)]
     for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
         if any(not row.masked for row in rows.get(order[start:end])):
@@ -102,15 +199,29 @@ def require_trainable(rows: EncodedRows, order: NDArray[np.int64], max_length: i
 
 
 def require_template_fits(encoder: ChatEncoder, rows: JsonlDataset, report: FileReport) -> None:
-    """Renders one row of each shape that the data has. Raises InvalidDataset naming those the chat template refuses."""
+    """Renders one row of each shape that the data has.
+
+    Raises InvalidDataset naming those that the chat template refuses, or in which it leaves out what a tool said.
+    """
     problems = []
     shapes = sorted((shape, index) for shape, index in report.shapes.items() if index < len(rows))
-    for (turns, first), index in shapes[:MAX_SHAPES]:
+    for (turns, first, tools), index in shapes[:MAX_SHAPES]:
+        shape = f"conversations of {turns} messages that begin with a {first} message, first row {index + 1}"
+        row: Any = rows[index]
         try:
             with encoder.template.time_limit():
-                encoder.spans(rows[index])
+                text, _ = encoder.spans(row)
         except InvalidTemplate as error:
-            shape = f"conversations of {turns} messages that begin with a {first} message, first row {index + 1}"
             problems.append(Problem("dataset", f"{shape}: {error.problems[0].message}"))
+            continue
+        if tools and any(turn["role"] == "tool" and turn["content"].strip() not in text for turn in row):
+            message = "the chat template leaves out what a tool says; write it as a user message"
+            problems.append(Problem("dataset", f"{shape}: {message}"))
     if problems:
         raise InvalidDataset(problems, reason="INVALID_CHAT_TEMPLATE")
+
+
+def as_json_lines(rows: JsonlDataset, positions: NDArray[np.int64]) -> Iterator[bytes]:
+    """Rows as they stand in their file, a line each."""
+    for position in positions:
+        yield orjson.dumps(orjson.loads(rows.read_line(int(position))), option=orjson.OPT_APPEND_NEWLINE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
 
+from modelkit.datasets import DataCache
 from tunesmith.task.v1 import spec_pb2
 
 
@@ -20,6 +21,9 @@ class Job:
     model_dir: Path
     train_file: Path
     validation_file: Path | None = None
+    test_file: Path | None = None
+    tokenizer_dir: Path | None = None
+    cache: DataCache | None = None
     resume_from: Path | None = None
     resume_step: int = 0
     cuda_visible_devices: str = ""
@@ -44,6 +48,10 @@ class Job:
             "model_dir": str(self.model_dir),
             "train_file": str(self.train_file),
             "validation_file": _path(self.validation_file),
+            "test_file": _path(self.test_file),
+            "tokenizer_dir": _path(self.tokenizer_dir),
+            "cache_dir": _path(self.cache.root if self.cache else None),
+            "cache_bytes": self.cache.limit_bytes if self.cache else 0,
             "work_dir": str(self.folder),
             "output_dir": str(self.output_dir),
             "resume_from": _path(self.resume_from),

@@ -1,0 +1,191 @@
+"""Archives from strangers, unpacked with limits: nothing is written outside, and no bomb fills the disk."""
+
+import bz2
+import gzip
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from modelkit.errors import InvalidDataset, Problem
+
+ZIP = (".zip",)
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+GZIP = (".gz",)
+COPY_BYTES = 1 << 20
+MAX_READ_BYTES = 4 << 20
+ZIP_END_BYTES = 22 + 65_535
+MAX_ENTRY_BYTES = 1024
+MACOS = "__MACOSX/"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Files, bytes in all, and how many times larger than the archive the content may be."""
+
+    files: int = 10_000
+    bytes: int = 64 << 30
+    ratio: int = 200
+    free_bytes: int = 64 << 20  # so much may come of the smallest archive, whatever the ratio
+
+
+class BinaryReader(Protocol):
+    """What can be read in pieces."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """At most size bytes; none at the end."""
+
+
+class UnsafeArchive(InvalidDataset):
+    """An archive could do harm."""
+
+    reason = "UNSAFE_ARCHIVE"
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive or compressed, by its name."""
+    return path.name.lower().endswith((*ZIP, *TAR, *GZIP))
+
+
+def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
+    """Writes the plain files of an archive into an empty folder.
+
+    Absolute and climbing paths, links, devices, too many files, too many bytes and content far larger than the archive
+    are refused. Raises UnsafeArchive, or InvalidDataset when it cannot be read; what was written so far stays.
+    """
+    writer = _Writer(archive, folder, limits or Limits())
+    name = archive.name.lower()
+    kind: Callable[[Path, _Writer], None] = (
+        _unpack_zip if name.endswith(ZIP) else _unpack_tar if name.endswith(TAR) else _unpack_gzip
+    )
+    try:
+        kind(archive, writer)
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise InvalidDataset(Problem("dataset", f"{archive.name} cannot be unpacked: {error}")) from error
+    except (NotImplementedError, RuntimeError) as error:  # encrypted, or packed in a way that Python does not know
+        raise InvalidDataset(Problem("dataset", f"{archive.name} cannot be unpacked: {error}")) from error
+
+
+class _Writer:
+    """Writes members into a folder for as long as they keep to the limits."""
+
+    def __init__(self, archive: Path, folder: Path, limits: Limits) -> None:
+        self._archive, self._folder, self.limits = archive, folder, limits
+        self._files = 0
+        size = archive.stat().st_size
+        self._left = min(limits.bytes, max(limits.free_bytes, size * limits.ratio))
+
+    def count(self) -> None:
+        """Counts a member of any kind."""
+        self._files += 1
+        if self._files > self.limits.files:
+            raise self.refusal(f"holds more than {self.limits.files} files")
+
+    def announce(self, size: int) -> None:
+        """Refuses a member whose stated size is too large, before anything of it is read."""
+        if size > self._left:
+            raise self._too_large()
+
+    def write(self, name: str, source: BinaryReader) -> None:
+        """Writes a member."""
+        target = self._folder.joinpath(*self._parts(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            while block := source.read(COPY_BYTES):
+                self._left -= len(block)
+                if self._left < 0:
+                    raise self._too_large()
+                file.write(block)
+
+    def refusal(self, words: str) -> UnsafeArchive:
+        """The complaint."""
+        return UnsafeArchive(Problem("dataset", f"{self._archive.name} {words}"))
+
+    def _too_large(self) -> UnsafeArchive:
+        return self.refusal("unpacks to far more than its size; unpack it yourself and give the directory")
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        path = PurePosixPath(name.replace("\\", "/"))
+        bad = path.is_absolute() or ".." in path.parts or "\0" in name or ":" in (path.parts or ("",))[0]
+        if bad or not path.parts or any(len(part.encode()) > 255 for part in path.parts):
+            raise self.refusal(f"holds a file named {name[:80]!r}, which leads outside")
+        return path.parts
+
+
+def _unpack_zip(archive: Path, writer: _Writer) -> None:
+    if _zip_directory_bytes(archive) > writer.limits.files * MAX_ENTRY_BYTES:
+        raise writer.refusal(f"holds more than {writer.limits.files} files")
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            if member.filename.startswith(MACOS):
+                continue
+            writer.count()
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if member.is_dir():
+                continue
+            if kind and not stat.S_ISREG(kind):
+                raise writer.refusal(f"holds {member.filename[:80]!r}, which is a link or a device")
+            writer.announce(member.file_size)
+            with opened.open(member) as source:
+                _write_new(writer, member.filename, source)
+
+
+def _zip_directory_bytes(archive: Path) -> int:
+    """Size of a ZIP's list of entries as its end states it, because zipfile reads the list whole; 0 when unknown."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - ZIP_END_BYTES))
+        end = file.read()
+    at = end.rfind(b"PK\x05\x06")
+    return int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
+
+
+def _unpack_tar(archive: Path, writer: _Writer) -> None:
+    suffix = archive.name.lower().rpartition(".")[2]
+    opener: Any = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(suffix, open)
+    with opener(archive, "rb") as stream:
+        reads: Any = _SmallReads(stream, writer)
+        opened = tarfile.open(fileobj=reads, mode="r:")  # noqa: SIM115 - it owns nothing, the stream is closed
+        for member in opened:
+            if member.name.startswith(MACOS):
+                continue
+            writer.count()
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise writer.refusal(f"holds {member.name[:80]!r}, which is a link or a device")
+            writer.announce(member.size)
+            source = opened.extractfile(member)
+            assert source is not None
+            _write_new(writer, member.name, source)
+
+
+class _SmallReads:
+    """A stream from which tarfile cannot take a header of any size into memory."""
+
+    def __init__(self, stream: Any, writer: _Writer) -> None:
+        self._stream, self._writer = stream, writer
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """At most a few MiB."""
+        if not 0 <= size <= MAX_READ_BYTES:
+            raise self._writer.refusal("holds a header that is too large")
+        data: bytes = self._stream.read(size)
+        return data
+
+
+def _unpack_gzip(archive: Path, writer: _Writer) -> None:
+    with gzip.open(archive) as source:
+        writer.write(archive.name[: -len(GZIP[0])], source)
+
+
+def _write_new(writer: _Writer, name: str, source: BinaryReader) -> None:
+    try:
+        writer.write(name, source)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise writer.refusal(f"holds {name[:80]!r} twice, or as file and directory") from error

@@ -1,0 +1,124 @@
+"""Files of every kind that is read, as JSON Lines: one row a line, with a note of where each line came from."""
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from modelkit.datasets import origins
+from modelkit.datasets.json_stream import holds_lines, read_objects
+from modelkit.datasets.lines import BLOCK_BYTES, BYTE_ORDER_MARK, MAX_LINE_BYTES
+from modelkit.datasets.texts import read_documents
+from modelkit.errors import InvalidDataset, Problem
+
+JSONL = (".jsonl", ".ndjson")
+TEXT = (".txt", ".text")
+BATCH_ROWS = 256
+VERSION = 1  # of what is written; another one makes converted files new
+
+
+def is_jsonl(path: Path) -> bool:
+    """Whether a file is JSON Lines as it stands."""
+    return path.suffix.lower() in JSONL or (path.suffix.lower() == ".json" and holds_lines(path))
+
+
+def convert(sources: list[Path], target: Path) -> None:
+    """Writes all rows of several files to one in JSON Lines, with a note of their origins beside it.
+
+    Raises InvalidDataset when a file is not what its ending says, OSError.
+    """
+    segments: list[origins.Segment] = []
+    next_line = 1
+    with target.open("wb") as file:
+        for source in sources:
+            unit, append = ("line", _copy) if is_jsonl(source) else WRITERS[source.suffix.lower()]
+            segments.append(origins.Segment(next_line, source.name, unit))
+            try:
+                next_line += append(source, file)
+            except UnicodeDecodeError as error:
+                message = f"{source.name} is not UTF-8 text ({error.reason}); save it as UTF-8"
+                raise InvalidDataset(Problem("dataset", message), reason="NOT_UTF8") from error
+    origins.note(target, segments)
+
+
+def _copy(source: Path, file: BinaryIO) -> int:
+    """Copies lines as they are, so that whatever is wrong with them is found in the check."""
+    lines, last = 0, b"\n"
+    with source.open("rb") as reading:
+        if reading.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+            reading.seek(0)
+        while block := reading.read(BLOCK_BYTES):
+            file.write(block)
+            lines, last = lines + block.count(b"\n"), block[-1:]
+    if last != b"\n":
+        file.write(b"\n")
+        lines += 1
+    return lines
+
+
+def _write(rows: Iterator[Any], file: BinaryIO) -> int:
+    written = 0
+    for row in rows:
+        file.write(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
+        written += 1
+    return written
+
+
+def _json(source: Path, file: BinaryIO) -> int:
+    return _write(read_objects(source), file)
+
+
+def _text(source: Path, file: BinaryIO) -> int:
+    return _write(({"text": document.decode("utf-8")} for document in read_documents(source)), file)
+
+
+def _csv(source: Path, file: BinaryIO) -> int:
+    """Rows of a file with a header. Raises InvalidDataset."""
+    return _write(_csv_rows(source, "\t" if source.suffix.lower() == ".tsv" else ","), file)
+
+
+def _csv_rows(source: Path, delimiter: str) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with source.open("r", encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, [])
+            if len(set(header)) < len(header) or not all(header):
+                raise _refusal(source, "has columns without a name, or two of one name, in its first line")
+            for number, row in enumerate(rows, start=1):
+                if len(row) != len(header):
+                    if not row:
+                        continue
+                    words = f"has {len(row)} values in row {number} (line {rows.line_num}) for {len(header)} columns"
+                    raise _refusal(source, f"{words}; quote values that hold {delimiter!r} or a line break")
+                yield dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise _refusal(source, f"cannot be read at line {rows.line_num}: {error}") from error
+
+
+def _parquet(source: Path, file: BinaryIO) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(source, memory_map=True) as table:
+            batches = table.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
+            return sum(_write(iter(batch.to_pylist()), file) for batch in batches)
+    except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
+        raise _refusal(source, f"is not a Parquet file that can be read: {error}") from error
+
+
+def _refusal(source: Path, words: str) -> InvalidDataset:
+    return InvalidDataset(Problem("dataset", f"{source.name} {words}"), reason="UNREADABLE_FILE")
+
+
+Writer = Callable[[Path, BinaryIO], int]
+WRITERS: dict[str, tuple[str, Writer]] = {
+    ".json": ("row", _json),
+    ".csv": ("row", _csv),
+    ".tsv": ("row", _csv),
+    ".parquet": ("row", _parquet),
+    **dict.fromkeys(TEXT, ("document", _text)),
+}

@@ -1,0 +1,75 @@
+"""What a pass over a file found, kept for as long as the file does not change: a large file is read once."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from modelkit.datasets.cache import DataCache
+from modelkit.datasets.formats import Reading
+from modelkit.datasets.jsonl import FileReport, scan
+from modelkit.datasets.problems import DatasetProblem
+
+VERSION = 1
+LEAST_BYTES = 1 << 20  # a smaller file is read faster than looked up
+META = "report.json"
+ARRAYS = ("offsets", "lengths", "lines")
+
+
+def stamp(path: Path) -> tuple[str, int, int, int]:
+    """Identity of a file's content without reading it: path, size, time of change in nanoseconds, inode."""
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def key_of(*parts: object) -> str:
+    """A name for what is made from these."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+
+
+def checked(path: Path, reading: Reading, cache: DataCache | None, *, trained_on: bool = True) -> FileReport:
+    """As scan; the pass over a large file is made once. Raises OSError."""
+    before = stamp(path)
+    if cache is None or before[1] < LEAST_BYTES:
+        return scan(path, reading, trained_on=trained_on)
+    name = f"index-{key_of(VERSION, before, reading, trained_on)}"
+    if entry := cache.find(name):
+        return _load(entry, path, reading)
+    report = scan(path, reading, trained_on=trained_on)
+    if stamp(path) == before:
+        with cache.incoming() as folder:
+            _save(report, folder)
+            cache.add(name, folder)
+    return report
+
+
+def _save(report: FileReport, folder: Path) -> None:
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(report, name))
+    content = {
+        "format": report.format,
+        "problems": [dataclasses.asdict(problem) for problem in report.problems],
+        "shapes": [[*shape, index] for shape, index in report.shapes.items()],
+        "labels": report.labels,
+        "sha256": report.sha256,
+    }
+    (folder / META).write_bytes(orjson.dumps(content))
+
+
+def _load(entry: Path, path: Path, reading: Reading) -> FileReport:
+    content: dict[str, Any] = orjson.loads((entry / META).read_bytes())
+    arrays: dict[str, Any] = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    return FileReport(
+        path=path,
+        rows=len(arrays["offsets"]),
+        format=content["format"],
+        problems=tuple(DatasetProblem(**problem) for problem in content["problems"]),
+        shapes={(turns, first, tools): index for turns, first, tools, index in content["shapes"]},
+        labels=content["labels"],
+        sha256=content["sha256"],
+        reading=reading,
+        **arrays,
+    )
