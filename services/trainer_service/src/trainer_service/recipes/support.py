@@ -1,11 +1,13 @@
 """What this version can train, told without importing a training library: the check at submit asks it too."""
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from modelkit.architectures import sequence_classifiers
+from parameterkit import rules
 from servicekit.errors import Problem
 from trainer_service.recipes.config import Finetune, LanguageModel, Lora, Training
 from tunesmith.task.v1 import spec_pb2
@@ -135,15 +137,16 @@ def _training(training: Training) -> Iterator[Problem]:
         yield Problem("training.lr_scheduler_type", f"{training.lr_scheduler_type!r} is not known; use one of {listed}")
     if training.lr_scheduler_type == "polynomial" and training.learning_rate <= POLYNOMIAL_END:
         yield Problem("training.learning_rate", f"polynomial ends at {POLYNOMIAL_END}; begin with a higher rate")
-    if training.fp16 and training.bf16:
-        yield Problem("training.fp16", "fp16 and bf16 exclude each other; choose one")
-    if training.eval_strategy == "NO":
-        if training.lr_scheduler_type == "reduce_lr_on_plateau":
-            yield Problem("training.lr_scheduler_type", "reduce_lr_on_plateau needs an eval_strategy other than NO")
-        if training.early_stopping_patience:
-            yield Problem("training.early_stopping_patience", "early stopping needs an eval_strategy other than NO")
+    for path, message in (breach.problem() for breach in rules.training_breaches(partial(_plain, training))):
+        yield Problem(path, message)
     if training.optim == "lomo":
         yield from _lomo(training)
+
+
+def _plain(training: Training, path: str) -> Any:
+    """A value in the words of the parameter table, such as "no" for NO."""
+    value = getattr(training, path.removeprefix("training."))
+    return value.lower() if isinstance(value, str) else value
 
 
 def _lomo(training: Training) -> Iterator[Problem]:
