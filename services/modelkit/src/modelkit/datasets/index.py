@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
+import mmap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from modelkit.datasets.cache import DataCache
@@ -48,20 +48,21 @@ def checked(path: Path, reading: Reading, cache: DataCache | None, *, trained_on
 
 def _save(report: FileReport, folder: Path) -> None:
     for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(report, name))
+        (folder / f"{name}.u64").write_bytes(memoryview(getattr(report, name)).cast("B"))
     content = {
         "format": report.format,
         "problems": [dataclasses.asdict(problem) for problem in report.problems],
         "shapes": [[*shape, index] for shape, index in report.shapes.items()],
         "labels": report.labels,
         "sha256": report.sha256,
+        "size": report.size,
     }
     (folder / META).write_bytes(orjson.dumps(content))
 
 
 def _load(entry: Path, path: Path, reading: Reading) -> FileReport:
     content: dict[str, Any] = orjson.loads((entry / META).read_bytes())
-    arrays: dict[str, Any] = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    arrays = {name: _mapped(entry / f"{name}.u64") for name in ARRAYS}
     return FileReport(
         path=path,
         rows=len(arrays["offsets"]),
@@ -70,6 +71,14 @@ def _load(entry: Path, path: Path, reading: Reading) -> FileReport:
         shapes={(turns, first, tools): index for turns, first, tools, index in content["shapes"]},
         labels=content["labels"],
         sha256=content["sha256"],
+        size=content["size"],
         reading=reading,
         **arrays,
     )
+
+
+def _mapped(path: Path) -> "memoryview[int]":
+    if not path.stat().st_size:
+        return memoryview(b"").cast("Q")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).cast("Q")

@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from modelkit.datasets.columns import CLASSIFICATION, EXPECTED, RowError
 from modelkit.datasets.formats import LabelledText, Reading, Row, RowReader, to_row
@@ -24,6 +22,8 @@ MAX_SHAPES = 256
 MAX_LABELS = 10_000
 FEW_ROWS = 20
 
+# Unsigned integers of 8 bytes, in memory or mapped from a file.
+Integers: TypeAlias = "array[int] | memoryview[int]"
 # Number of messages, role of the first, and whether a tool speaks.
 Shape = tuple[int, str, bool]
 
@@ -33,19 +33,20 @@ class FileReport:
     """What a pass over a file found. offsets and lengths are the byte ranges of the good rows, lines their numbers.
 
     shapes holds one row (its index) for each shape of conversation, as far as there is room; labels counts the rows of
-    each class; sha256 is that of the file.
+    each class; sha256 is that of the file, size the bytes of the good rows.
     """
 
     path: Path
     rows: int
     format: str
     problems: tuple[DatasetProblem, ...]
-    offsets: NDArray[np.uint64] = field(repr=False)
-    lengths: NDArray[np.uint32] = field(repr=False)
-    lines: NDArray[np.uint64] = field(repr=False)
+    offsets: Integers = field(repr=False)
+    lengths: Integers = field(repr=False)
+    lines: Integers = field(repr=False)
     shapes: dict[Shape, int] = field(repr=False)
     labels: dict[str, int] = field(default_factory=dict, repr=False)
     sha256: str = ""
+    size: int = 0
     reading: Reading = field(default_factory=Reading)
 
 
@@ -55,7 +56,7 @@ class _Scan:
     def __init__(self, path: Path, reading: Reading, max_line_bytes: int) -> None:
         self.path, self.reading, self.max_line_bytes = path, reading, max_line_bytes
         self.counter = ProblemCounter(Origins.of(path))
-        self.offsets, self.lengths, self.lines = array("Q"), array("I"), array("Q")
+        self.offsets, self.lengths, self.lines = array("Q"), array("Q"), array("Q")
         self.shapes: dict[Shape, int] = {}
         self.labels: Counter[str] = Counter()
         self.format = ""
@@ -140,12 +141,13 @@ def scan(
         rows=len(state.offsets),
         format=state.format,
         problems=state.counter.problems,
-        offsets=np.array(state.offsets, dtype=np.uint64),
-        lengths=np.array(state.lengths, dtype=np.uint32),
-        lines=np.array(state.lines, dtype=np.uint64),
+        offsets=state.offsets,
+        lengths=state.lengths,
+        lines=state.lines,
         shapes=state.shapes,
         labels=dict(state.labels),
         sha256=digest.hexdigest(),
+        size=sum(state.lengths),
         reading=state.reading,
     )
 
@@ -206,4 +208,4 @@ class JsonlDataset(Sequence[Row]):
 
     def read_line(self, index: int) -> bytes:
         """The bytes of a row as they stand in the file."""
-        return os.pread(self._descriptor, int(self._lengths[index]), int(self._offsets[index]))
+        return os.pread(self._descriptor, self._lengths[index], self._offsets[index])

@@ -1,11 +1,12 @@
 """Rows taken out by chance: some to evaluate on, some for a test at the end."""
 
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from modelkit.errors import InvalidDataset, Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 STREAM = 1 << 32  # keeps this choice apart from all else that a seed decides
 
@@ -13,9 +14,9 @@ STREAM = 1 << 32  # keeps this choice apart from all else that a seed decides
 class Split(NamedTuple):
     """Positions of rows, each sorted: those trained on, those evaluated on, those kept for a test at the end."""
 
-    train: NDArray[np.int64]
-    held_out: NDArray[np.int64]
-    test: NDArray[np.int64]
+    train: "NDArray[np.int64]"
+    held_out: "NDArray[np.int64]"
+    test: "NDArray[np.int64]"
 
 
 def sizes(rows: int, eval_ratio: float, test_ratio: float = 0.0) -> tuple[int, int]:
@@ -32,6 +33,8 @@ def sizes(rows: int, eval_ratio: float, test_ratio: float = 0.0) -> tuple[int, i
 
 def split(rows: int, eval_ratio: float, seed: int, test_ratio: float = 0.0) -> Split:
     """Takes rows out by chance. Raises InvalidDataset when nothing is left to train on."""
+    import numpy as np
+
     held_out, test = sizes(rows, eval_ratio, test_ratio)
     taken = held_out + test
     order = np.random.default_rng((seed, STREAM)).permutation(rows) if taken else np.arange(rows)

@@ -83,7 +83,7 @@ class Encoding:
         return windows, np.arange(len(windows))
 
     def _store(self, report: FileReport, dataset: JsonlDataset) -> Store | None:
-        if report.lengths.sum() < SMALL_BYTES:
+        if report.size < SMALL_BYTES:
             return None
         tokenizer = tokenizer_sha256(self.job.tokenizer_dir or self.job.model_dir)
         name = key_of(VERSION, report.sha256, report.reading, tokenizer, self.encoder.identity, len(dataset))
