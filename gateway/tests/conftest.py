@@ -20,9 +20,11 @@ from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Pro
 from servicekit.grpc_server import Servicer, running_server
 from servicekit.identity import Role, TokenIssuer, generate_private_key, public_key
 from servicekit.settings import ServiceSettings
+from task_service.parameters.servicer import ParameterServicer
 from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
 from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
 from tunesmith.task.v1 import (
+    parameter_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
     task_pb2,
@@ -181,6 +183,11 @@ def servicers(tasks: TaskService) -> list[Servicer]:
     return [
         (task.add_TaskServiceServicer_to_server, tasks, "tunesmith.task.v1.TaskService"),
         (quota.add_QuotaServiceServicer_to_server, QuotaService(), "tunesmith.task.v1.QuotaService"),
+        (
+            parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server,
+            ParameterServicer(),
+            "tunesmith.task.v1.ParameterService",
+        ),
         (
             trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server,
             TrainerService(),
