@@ -88,6 +88,8 @@ def load_model(
     when they do not fit the configuration, or the family has no classifier.
     """
     config = config or load_config(directory)
+    if getattr(config, "attn_logit_softcapping", None):
+        attention = "eager"  # PyTorch's own attention cannot cap logits
     kind = _model_class(config, directory, classifies=labels is not None)
     if labels is not None:
         _set_labels(config, labels)

@@ -12,8 +12,8 @@ import orjson
 from modelkit.errors import InvalidModel, Problem
 from modelkit.loading import quieten
 from modelkit.scratch.families import FAMILIES, Family
+from modelkit.scratch.training import BYTES, train_tokenizer
 
-BYTES = 256
 HEAD_WIDTH = 64
 MAX_LINE_CHARACTERS = 1 << 20
 
@@ -81,7 +81,7 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        tokenizer = _train_tokenizer(FAMILIES[family], vocab_size, corpus)
+        tokenizer = train_tokenizer(FAMILIES[family], vocab_size, _texts(corpus))
         parameters = _write_model(FAMILIES[family], tokenizer, shape, staging, seed)
         staging.chmod(0o755)
         for file in staging.iterdir():
@@ -133,37 +133,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
-
-
-def _train_tokenizer(kind: Family, vocab_size: int, corpus: str | Path | Iterable[str]) -> Any:
-    import transformers
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    if kind.normalizes:
-        backend.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(kind.split_pattern), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in kind.special_tokens],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_texts(corpus), trainer)
-    if backend.get_vocab_size() <= BYTES + len(kind.special_tokens):
-        raise InvalidModel(Problem("corpus", "the corpus has too little text to train a tokenizer on"))
-    special = {"bos_token": kind.bos, "eos_token": kind.eos, "pad_token": kind.pad}
-    make: Any = transformers.PreTrainedTokenizerFast
-    tokenizer = make(
-        tokenizer_object=backend,
-        **{name: token for name, token in special.items() if token},
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = kind.chat_template
-    return tokenizer
 
 
 def _write_model(kind: Family, tokenizer: Any, shape: Shape, directory: Path, seed: int) -> int:
