@@ -1,6 +1,6 @@
 """Parameters that were not given take the platform's defaults; where the value of each came from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from google.protobuf.message import Message
 
@@ -15,14 +15,19 @@ _LANGUAGE_MODEL = "language_model."
 Sources = dict[str, int]
 
 
-def fill(spec: spec_pb2.TaskSpec, default_fields: Iterable[str]) -> Sources:
+def fill(
+    spec: spec_pb2.TaskSpec, default_fields: Iterable[str], template_fields: Collection[str] = frozenset()
+) -> Sources:
     """Sets every parameter that is not set, in place; where each came from, by field path.
 
-    Fields below a path in default_fields were filled by the caller's surface, so they count as defaults too.
+    Fields below a path in default_fields were filled by the caller's surface, so they count as defaults too. Those in
+    template_fields were taken from a template.
     """
     prefixes = tuple(default_fields)
     sources: Sources = {
-        path: task_pb2.PARAMETER_SOURCE_DEFAULT
+        path: task_pb2.PARAMETER_SOURCE_TEMPLATE
+        if path in template_fields
+        else task_pb2.PARAMETER_SOURCE_DEFAULT
         if any(path == prefix or path.startswith(f"{prefix}.") for prefix in prefixes)
         else task_pb2.PARAMETER_SOURCE_USER
         for path in set_fields(spec)

@@ -44,7 +44,8 @@ from task_service.streams.reaper import Reaper
 from task_service.streams.undeliverable import Undeliverable
 from task_service.streams.watch import TaskWatcher
 from task_service.streams.watch_all import AllTasksWatcher
-from task_service.unavailable import unavailable
+from task_service.templates.servicer import TemplateServicer
+from task_service.templates.use_cases import Templates
 from tunesmith.task.v1 import (
     dataset_service_pb2,
     dataset_service_pb2_grpc,
@@ -95,7 +96,7 @@ def servicers(
         (dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server, dataset, datasets.full_name),
         (
             template_service_pb2_grpc.add_TemplateServiceServicer_to_server,
-            unavailable(templates, "parameter templates"),
+            TemplateServicer(Templates(core.database)),
             templates.full_name,
         ),
         (quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(core), quotas.full_name),

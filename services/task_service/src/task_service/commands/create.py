@@ -8,7 +8,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from servicekit.errors import AlreadyExists, InvalidArgument, Problem, Unimplemented
+from servicekit.errors import AlreadyExists, InvalidArgument, NotFound, Problem, Unimplemented
 from servicekit.grpc_server import violations
 from servicekit.identity import Principal
 from task_service.availability import require_available
@@ -28,6 +28,8 @@ from task_service.events import KIND_WORDS
 from task_service.ids import new_id
 from task_service.quotas.admission import require_quota
 from task_service.spec_check import SpecChecker
+from task_service.templates.applying import apply_template, template_misfits
+from task_service.templates.use_cases import Templates
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
 DEFAULT_POOL = "default"
@@ -52,24 +54,43 @@ class CreateTask:
 
         Raises Unimplemented, InvalidArgument with every problem, or AlreadyExists for a used request id.
         """
-        if broken := violations(request):
-            raise InvalidArgument(problems=broken + await self._other_problems(principal, request, broken))
-        require_available(request.spec)
         fingerprint = request_fingerprint(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
             existing = await _made_before(session, principal, request, fingerprint)
         if existing is not None:
             return existing
+        request, template_fields = await self._with_template(principal, request)
+        if broken := violations(request):
+            raise InvalidArgument(problems=broken + await self._other_problems(principal, request, broken))
+        require_available(request.spec)
         if problems := await self._problems(principal, request, request.spec):
             raise InvalidArgument(problems=problems)
         spec = spec_pb2.TaskSpec()
         spec.CopyFrom(request.spec)
-        sources = fill(spec, request.default_fields)
+        sources = fill(spec, request.default_fields, template_fields)
         if request.validate_only:
             async with self.core.database.caller(), self.core.database.reading(single_statement=True) as session:
                 await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
             return _preview(principal, request, spec, sources)
         return await self._create(principal, request, spec, sources, fingerprint)
+
+    async def _with_template(
+        self, principal: Principal, request: task_service_pb2.CreateTaskRequest
+    ) -> tuple[task_service_pb2.CreateTaskRequest, set[str]]:
+        """The request as it is with its template's parameters, and the paths of those. Raises InvalidArgument."""
+        if not request.template_id:
+            return request, set()
+        try:
+            template = await Templates(self.core.database).get(
+                principal, request.template_id, max(request.template_version, 0)
+            )
+        except NotFound as error:
+            raise InvalidArgument(problems=[Problem("template_id", error.message)]) from None
+        if problems := template_misfits(template.spec, request.spec, request.template_id):
+            raise InvalidArgument(problems=problems)
+        filled = task_service_pb2.CreateTaskRequest()
+        filled.CopyFrom(request)
+        return filled, apply_template(template.spec, filled.spec.finetune, request.default_fields)
 
     async def _problems(
         self, principal: Principal, request: task_service_pb2.CreateTaskRequest, spec: spec_pb2.TaskSpec
@@ -142,7 +163,7 @@ def request_fingerprint(request: task_service_pb2.CreateTaskRequest) -> str:
 async def _made_before(
     session: AsyncSession, principal: Principal, request: task_service_pb2.CreateTaskRequest, fingerprint: str
 ) -> task_pb2.Task | None:
-    if not request.request_id or request.validate_only:
+    if not request.request_id or "\0" in request.request_id or request.validate_only:
         return None
     row = await session.scalar(
         select(TaskRow).where(TaskRow.owner == principal.user, TaskRow.request_id == request.request_id)

@@ -1,0 +1,1 @@
+"""Templates: named sets of parameters, the platform's own and users' versions of theirs."""
