@@ -17,6 +17,7 @@ from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.records import Records
+from trainer_service.recipes.sharding import whole
 from trainer_service.recipes.waiting import Waiting, computes_slowly
 from trainer_service.recipes.watching import DIVERGENCE, Finding, LossWatch, not_a_number
 from trainer_service.recipes.world import World
@@ -217,7 +218,7 @@ class Bookkeeper:
         values = {
             "loss": loss,
             **self._exponential("", loss),
-            "grad_norm": float(norm),
+            "grad_norm": float(whole(norm)),
             "learning_rate": rate,
             "tokens_per_second": self._tokens / seconds,
             "samples_per_second": self._rows / seconds,

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from trainer_service.recipes import randomness
-from trainer_service.recipes.adapters import load_adapter
 from trainer_service.recipes.background import Background
 from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.events import WARNING, EventWriter
+from trainer_service.recipes.identity import origin_of
+from trainer_service.recipes.resumption import ORIGIN, RNG, rate_ratio, take_over
 from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state, weights_of
+from trainer_service.recipes.sharding import spread, take_part
 from trainer_service.recipes.snapshots import Snapshots
 from trainer_service.recipes.world import World
-
-RNG = "rng_state"
 
 
 class Checkpoints:
@@ -37,7 +37,8 @@ class Checkpoints:
         events: EventWriter,
         world: World,
     ) -> None:
-        self._adapter = hasattr(model, "peft_config")
+        self._job = job
+        self._sharded = any(hasattr(weight, "full_tensor") for weight in model.parameters())
         self._model = model
         self._parts = parts
         self._books = books
@@ -46,6 +47,7 @@ class Checkpoints:
         self._writer = CheckpointWriter(job.checkpoints, tokenizer, job.finetune.training)
         self._background = Background("checkpoint")
         self._snapshots = Snapshots()
+        self._origin: dict[str, Any] | None = None
         self._saved_step = self._resumed_step = 0
 
     def __enter__(self) -> "Checkpoints":
@@ -76,28 +78,45 @@ class Checkpoints:
             self._events.log(f"no checkpoint of step {self._books.step}: the loss is no number", level=WARNING)
             return
         state, rng, loss = self._books.state(), randomness.capture(self._world), self._books.last_loss()
-        if self._world.leads:
-            self._background.wait()
+        if self._world.leads or self._sharded:
             weights = weights_of(self._model)
             states = {name: part.state_dict() for name, part in self._parts.items()} | {RNG: rng}
-            self._write(weights, states, state, loss)
+            if self._world.leads:
+                self._background.wait()
+                self._write(weights, states, state, loss)
+            else:
+                take_part([weights, states])
         self._books.saved(stall_seconds=time.monotonic() - began)
         self._saved_step = self._books.step
 
     def _write(
         self, weights: dict[str, torch.Tensor], states: dict[str, Any], state: dict[str, Any], loss: float | None
     ) -> None:
-        step, room = self._books.step, self._snapshots.fits([weights, states])
+        step, room = self._books.step, self._sharded or self._snapshots.fits([weights, states])
         if room:
             weights, states = self._snapshots.take([weights, states])
 
         def write() -> None:
-            path = self._writer.write(step, self._model, weights, states, state)
+            if self._origin is None:
+                self._origin = origin_of(self._job)
+            path = self._writer.write(step, self._model, weights, states, state | {ORIGIN: self._origin})
             self._events.checkpoint(step=step, path=path, loss=loss)
 
         self._background.start(write)
         if not room:
             self._background.wait()
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """Of a spread model the weights as the first process gets them; all must ask. None of any other model."""
+        if not self._sharded:
+            return None
+        weights = weights_of(self._model)
+        if self._world.leads:
+            self._background.wait()
+            taken: dict[str, torch.Tensor] = self._snapshots.take([weights])[0]
+            return taken
+        take_part([weights])
+        return None
 
     def stop(self) -> None:
         """Ends on request: saves what was trained since the last checkpoint."""
@@ -109,16 +128,16 @@ class Checkpoints:
         self._events.stopped(step=self._saved_step)
 
     def resume(self, checkpoint: Path) -> None:
-        """Restores everything from a checkpoint; the weights of a full training were loaded from it already.
+        """Restores everything but the weights from a checkpoint; those were loaded with the model.
 
         Raises CheckpointUnusable when it is of another kind of job.
         """
         state = read_state(checkpoint)
-        if self._adapter:
-            load_adapter(self._model, checkpoint)
         try:
+            ratio = rate_ratio(state, self._job)
             for name, part in self._parts.items():
-                part.load_state_dict(load_tensors(checkpoint / f"{name}.pt"))
+                saved = load_tensors(checkpoint / f"{name}.pt")
+                part.load_state_dict(spread(take_over(saved, part.state_dict(), ratio), part))
             self._books.restore(state)
             restored = randomness.restore(load_tensors(checkpoint / f"{RNG}.pt"), self._world)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:

@@ -6,6 +6,7 @@ comes from transformers, the adapter from PEFT; the losses are those of trl.SFTT
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -13,9 +14,12 @@ from trainer_service.recipes import randomness
 from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.checkpointing import Checkpoints
 from trainer_service.recipes.config import Job
+from trainer_service.recipes.data import Step
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.losses import evaluate, objective_of
+from trainer_service.recipes.merging import merge_if_asked
 from trainer_service.recipes.optimizers import Optimisation
+from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.prefetch import prefetch
 from trainer_service.recipes.preparation import prepare
 from trainer_service.recipes.saving import save_final
@@ -34,6 +38,8 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
 
     per_epoch = data.batches.steps_per_epoch(world.size)
     total_steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+    objective = objective_of(job.finetune.language_model.objective, model)
+    parallel = world.parallel(objective, training.parallelism)
     optimisation = Optimisation(model, training, formats, world.device, total_steps=total_steps)
     books = Bookkeeper(training, events, world, total_steps=total_steps, per_epoch=per_epoch, runs=job.runs)
     checkpoints = Checkpoints(job, model, data.tokenizer, optimisation.parts, books, events, world)
@@ -41,8 +47,6 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     if job.resume_from:
         checkpoints.resume(job.resume_from)
 
-    objective = objective_of(job.finetune.language_model.objective, model)
-    parallel = world.parallel(objective)
     stopping = 0.0
     with checkpoints:
         books.begin()
@@ -52,30 +56,46 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
             trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
             if stopping or books.stop_early:
                 break
-            loss = torch.zeros((), device=world.device)
-            for index, batch in enumerate(work.batches, start=1):
-                with world.accumulating(parallel, more=index < len(work.batches)):
-                    with formats.autocast(world.device):
-                        part = parallel(batch.to(world.device)) / max(trained_tokens, 1)
-                    optimisation.backward(part * world.size)
-                loss += part.detach()
+            loss = accumulate(parallel, work, trained_tokens, optimisation, formats, world)
             norm, rate = optimisation.step()
             books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
             if data.evaluates and books.should_evaluate():
                 events.phase("evaluating")
-                found = evaluate(objective, data.held_out.batches, formats, world)
+                with optimisation.settled():
+                    found = evaluate(objective, data.held_out.batches, formats, world)
                 optimisation.evaluated(found.loss)
-                books.evaluated(found.loss)
-            checkpoints.after_step(due=books.should_save() or overdue > 0)
+                books.evaluated(found.loss, found.extra)
+            due = books.should_save() or overdue > 0
+            with optimisation.settled(when=due):
+                checkpoints.after_step(due=due)
         events.log(str(data.rows.counts))
         books.finish(predicted_bytes=job.predicted_memory_bytes)
         if stopping:
-            checkpoints.stop()
+            with optimisation.settled():
+                checkpoints.stop()
             return
 
     events.phase("saving")
     books.loss_is_finite()
+    with optimisation.settled():
+        weights = checkpoints.whole_weights()
     if world.leads:
-        save_final(model, data.tokenizer, job.output_dir, stored=formats.stored, runs=job.runs)
+        with optimisation.settled():
+            save_final(model, data.tokenizer, job.output_dir, stored=formats.stored, runs=job.runs, weights=weights)
+            merge_if_asked(job, model, data.tokenizer, events)
         events.done(path=job.output_dir, step=books.step)
     world.wait()
+
+
+def accumulate(
+    parallel: Any, work: Step, trained_tokens: float, optimisation: Optimisation, formats: Precision, world: World
+) -> torch.Tensor:
+    """Adds up the gradients of a step's forward passes; this process's share of the step's loss."""
+    loss = torch.zeros((), device=world.device)
+    for index, batch in enumerate(work.batches, start=1):
+        with world.accumulating(parallel, more=index < len(work.batches)):
+            with formats.autocast(world.device):
+                part = parallel(batch.to(world.device)) / max(trained_tokens, 1)
+            optimisation.backward(part * world.size)
+        loss += part.detach()
+    return loss

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from modelkit.chat import IGNORED
 from trainer_service.recipes.attention import ARCHITECTURES, Segments
-from trainer_service.recipes.collation import Batch
+from trainer_service.recipes.collation import Batch, collate
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.world import World
 
@@ -171,13 +171,15 @@ def evaluate(
     confusion: torch.Tensor | None = None
     objective.eval()
     with torch.no_grad(), formats.autocast(world.device):
-        for held in batches:
-            batch = held.to(world.device)
+        own = list(batches)
+        for index in range(world.forwards(objective, len(own))):
+            batch = (own[index] if index < len(own) else collate([], pad_id=0)).to(world.device)
             if isinstance(objective, ClassLoss):
-                logits = objective.logits(batch).float()
-                total += functional.cross_entropy(logits, batch.classes, reduction="sum")
-                count += len(batch.classes)
-                confusion = _counted(confusion, batch.classes, logits)
+                known = batch.classes >= 0
+                logits, classes = objective.logits(batch).float()[known], batch.classes[known]
+                total += functional.cross_entropy(logits, classes, reduction="sum")
+                count += len(classes)
+                confusion = _counted(confusion, classes, logits)
             else:
                 total += objective(batch)
                 count += int((batch.labels[:, 1:] != IGNORED).sum())

@@ -12,6 +12,7 @@ from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.model_setup import prepare_model
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.support import ADAPTER_METHODS
+from trainer_service.recipes.resumption import require_resumable
 from trainer_service.recipes.world import World
 
 
@@ -19,6 +20,8 @@ def prepare(job: Job, events: EventWriter, world: World) -> tuple[Any, Data, Pre
     """The model on its device, the data, and the number formats. Raises RecipeError, ModelkitError or OSError."""
     if job.output_dir.exists() and any(job.output_dir.iterdir()):
         raise OutputExists(f"{job.output_dir} is not empty")
+    if job.resume_from:
+        require_resumable(job, job.resume_from, events)
     quieten()
     training, frozen = job.finetune.training, job.finetune.language_model.method in ADAPTER_METHODS
     stored = inspect(job.model_dir).dtype

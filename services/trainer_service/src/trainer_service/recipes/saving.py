@@ -15,6 +15,7 @@ from modelkit.inspection import read_json
 from trainer_service.recipes.adapters import adapter_weights, save_adapter
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import CheckpointUnusable
+from trainer_service.recipes.sharding import plain_model
 
 STATE = "trainer_state.json"
 ONE_FILE = "1TB"
@@ -46,16 +47,28 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
         path.write_bytes(orjson.dumps(tokenizer.special_tokens_map, option=orjson.OPT_INDENT_2, default=str))
 
 
-def save_final(model: Any, tokenizer: Any, directory: Path, *, stored: torch.dtype, runs: Path | None = None) -> None:
+def save_final(
+    model: Any,
+    tokenizer: Any,
+    directory: Path,
+    *,
+    stored: torch.dtype,
+    runs: Path | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes the finished model, which transformers (or PEFT, for an adapter) loads as it is. Raises OSError.
 
     A whole model is written in the format its base model was stored in; afterwards it has that in memory too. The
-    TensorBoard files of runs are copied to runs/ beside it.
+    TensorBoard files of runs are copied to runs/ beside it. weights are those of a model that is spread over processes.
     """
 
     def fill(staging: Path) -> None:
         save_tokenizer(tokenizer, staging)
-        save_weights(model if hasattr(model, "peft_config") else model.to(stored), staging)
+        if hasattr(model, "peft_config"):
+            save_adapter(model, staging, weights)
+        else:
+            whole_model = model if weights is None else plain_model(model, weights)
+            save_weights(whole_model.to(stored), staging)
         if runs and runs.is_dir():
             shutil.copytree(runs, staging / "runs")
 
@@ -127,7 +140,7 @@ def says_disk_full(error: BaseException, directory: Path) -> bool:
     """Whether a write failed for want of space; PyTorch and safetensors say so in words of their own, or not at all."""
     if any(words in str(error) for words in ("No space left", "Disk quota exceeded")):
         return True
-    return "file" in str(error).lower() and shutil.disk_usage(directory).free < NO_SPACE
+    return isinstance(error, RuntimeError) and shutil.disk_usage(directory).free < NO_SPACE
 
 
 def sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer_service.recipes.memory import available_bytes
+from trainer_service.recipes.sharding import part_of, whole
 
 # Of the memory that is free; the rest is for what training itself still takes.
 SHARE_OF_FREE = 0.5
@@ -23,7 +24,10 @@ class Snapshots:
         self._buffers: dict[Place, torch.Tensor] = {}
 
     def take(self, tree: Any) -> Any:
-        """A copy of nested mappings and lists of tensors; tensors that share memory share it in the copy too."""
+        """A copy of nested mappings and lists of tensors; tensors that share memory share it in the copy too.
+
+        Tensors that are spread over processes are put together, for which the others must `take_part`.
+        """
         copies: dict[tuple[Any, ...], torch.Tensor] = {}
         copied = self._copy(tree, (), copies)
         if any(source[0].type == "cuda" for source in copies):
@@ -47,7 +51,9 @@ class Snapshots:
     def _copy_tensor(
         self, tensor: torch.Tensor, path: Place, copies: dict[tuple[Any, ...], torch.Tensor]
     ) -> torch.Tensor:
-        alias = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        own = part_of(tensor)
+        alias = (own.device, own.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        tensor = whole(tensor)
         if tensor.numel() and alias in copies:
             return copies[alias]
         buffer = self._buffers.get(path)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer_service.recipes.environment import RENDEZVOUS
+from trainer_service.recipes.sharding import is_sharded, shard
 
 TIMEOUT = timedelta(minutes=60)
 
@@ -51,10 +52,15 @@ class World:
         """This process speaks for all: it writes events and files."""
         return self.rank == 0
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over all processes."""
+    def parallel(self, model: nn.Module, parallelism: str = "DATA") -> nn.Module:
+        """The model with gradients averaged over all processes; FULLY_SHARDED spreads its weights, in place.
+
+        Optimisers are made after this.
+        """
         if self.size == 1:
             return model
+        if parallelism == "FULLY_SHARDED":
+            return shard(model, self.device, self.size)
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(
             model,
@@ -64,9 +70,17 @@ class World:
             find_unused_parameters=False,
         )
 
-    def accumulating(self, model: nn.Module, more: bool) -> AbstractContextManager[Any]:
+    def accumulating(self, model: Any, more: bool) -> AbstractContextManager[Any]:
         """While more micro-batches of the step follow, gradients stay in this process."""
+        if is_sharded(model):
+            model.set_requires_gradient_sync(not more)
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def forwards(self, model: nn.Module, own: int) -> int:
+        """Forward passes that this process does for so many of its own: of a spread model all do as many."""
+        if not is_sharded(model):
+            return own
+        return max(int(count) for count in self.gather(torch.tensor(own)))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Adds up numbers over all processes; every process gets the sums, exact for whole numbers below 2**53."""

@@ -1,0 +1,96 @@
+"""Decides whether a job may go on from a checkpoint, and takes over what it changes on purpose."""
+
+from pathlib import Path
+from typing import Any
+
+from trainer_service.recipes.config import Job
+from trainer_service.recipes.errors import CheckpointUnusable
+from trainer_service.recipes.events import WARNING, EventWriter
+from trainer_service.recipes.identity import origin_of
+from trainer_service.recipes.saving import STATE, read_state
+
+RNG = "rng_state"
+FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", f"{RNG}.pt", STATE)
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+RATE = "training.learning_rate"
+# What the saved weights and states depend on; with another of these there is nothing to go on from.
+ESSENTIAL = (
+    "language_model.method",
+    "language_model.objective",
+    "language_model.labels",
+    "language_model.lora.r",
+    "language_model.lora.target_modules",
+    "language_model.lora.bias",
+    "training.optim",
+)
+ADAPTER_ONLY = "language_model.lora."
+PLATEAU = "reduce_lr_on_plateau"
+SCHEDULE = "training.lr_scheduler_type"
+ORIGIN = "origin"
+
+
+def require_resumable(job: Job, checkpoint: Path, events: EventWriter) -> None:
+    """Compares a job with what its checkpoint was made from; differences that it can live with are told, one a line.
+
+    Raises CheckpointUnusable naming all files that are missing, or both sides of what must not differ.
+    """
+    missing = [name for name in FILES if not (checkpoint / name).is_file()]
+    if not any((checkpoint / name).is_file() for name in WEIGHTS):
+        missing.append(" or ".join(WEIGHTS[:2]))
+    if missing:
+        problems = [f"{checkpoint} has no {name}" for name in missing]
+        raise CheckpointUnusable(f"{checkpoint} cannot be gone on from: it has no {', no '.join(missing)}", problems)
+    before, now = read_state(checkpoint).get(ORIGIN), origin_of(job)
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        raise CheckpointUnusable(f"{checkpoint / STATE} does not say what the training was made from")
+    if problems := _refusals(before, now):
+        raise CheckpointUnusable(f"{checkpoint} is of another training: {'; '.join(problems)}", problems)
+    if before["dataset_sha256"] != now["dataset_sha256"]:
+        events.log(f"the dataset is not the one that {checkpoint.name} was trained on", level=WARNING)
+    for name, (old, new) in _differences(before, now).items():
+        events.log(f"{name} was {old!r} when {checkpoint.name} was saved and is {new!r} now", level=WARNING)
+
+
+def take_over(saved: dict[str, Any], fresh: dict[str, Any], rate_ratio: float) -> dict[str, Any]:
+    """The saved state of an optimiser or a schedule with the settings of the present job.
+
+    rate_ratio is how many times as high the learning rate is now.
+    """
+    for old, new in zip(saved.get("param_groups", ()), fresh.get("param_groups", ()), strict=False):
+        old.update({name: new[name] for name in ("weight_decay", "betas", "eps") if name in old and name in new})
+    if rate_ratio != 1.0:
+        for group in saved.get("param_groups", ()):
+            group.update({name: rate_ratio * group[name] for name in ("lr", "initial_lr") if name in group})
+        for name in ("base_lrs", "_last_lr"):
+            if name in saved:
+                saved[name] = [rate_ratio * rate for rate in saved[name]]
+    return saved
+
+
+def rate_ratio(state: dict[str, Any], job: Job) -> float:
+    """How many times as high a job's learning rate is as that which trainer_state.json tells of."""
+    before = float(state[ORIGIN]["parameters"][RATE])
+    return job.finetune.training.learning_rate / before
+
+
+def _refusals(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    problems = []
+    if before["base_model_sha256"] != now["base_model_sha256"]:
+        problems.append(
+            f"its base model was {before['base_model']}, whose files differ from those of {now['base_model']}"
+        )
+    differences = _differences(before, now)
+    for name in ESSENTIAL:
+        adapts = now["parameters"]["language_model.method"] != "FULL"
+        if name in differences and (adapts or not name.startswith(ADAPTER_ONLY)):
+            old, new = differences[name]
+            problems.append(f"{name} was {old!r} there and is {new!r} now")
+    if SCHEDULE in differences and PLATEAU in (schedules := differences[SCHEDULE]):
+        problems.append(f"{SCHEDULE} was {schedules[0]!r} there and is {schedules[1]!r} now")
+    return problems
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    old, new = before["parameters"], now["parameters"]
+    names = [name for name in new if name in old and old[name] != new[name]]
+    return {name: (old[name], new[name]) for name in names}
