@@ -101,7 +101,7 @@ def test_every_mistake_is_listed() -> None:
         finetune_request("n", "m", "d", settings)
     problems = {problem.field: problem.message for problem in caught.value.problems}
     assert list(problems) == list(settings)
-    assert "did you mean learning_rate?" in problems["learnin_rate"]
+    assert "did you mean learning_rate" in problems["learnin_rate"]
     assert "lora_r" in problems["xyz"]
     assert "full, lora, qlora" in problems["method"]
     assert "finite" in problems["weight_decay"]

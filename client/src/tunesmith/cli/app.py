@@ -5,8 +5,28 @@ from typing import Annotated, Literal
 
 import typer
 
+from tunesmith.cli.datasets_words import datasets
 from tunesmith.cli.group import Root
-from tunesmith.cli.options import PARAMETERS, DataDir, Json, TaskId, TaskIds, Token, Url
+from tunesmith.cli.options import (
+    PARAMETERS,
+    BaseModel,
+    Data,
+    DataDir,
+    DatasetId,
+    Json,
+    Method,
+    Objective,
+    OutputDir,
+    Settings,
+    TaskId,
+    TaskIds,
+    TemplateId,
+    Token,
+    Url,
+    Validation,
+)
+from tunesmith.cli.planning_words import environment, estimate, list_models, parameters, quota
+from tunesmith.cli.templates_words import templates
 
 app = typer.Typer(
     cls=Root,
@@ -15,9 +35,16 @@ app = typer.Typer(
     help="Tunesmith fine-tunes models: start the platform, submit training, watch it.",
 )
 tasks = typer.Typer(no_args_is_help=True, help="List, watch and steer tasks.")
-models = typer.Typer(no_args_is_help=True, help="Make small models to try things with.")
+models = typer.Typer(no_args_is_help=True, help="List base models, make small ones to try things with.")
 app.add_typer(tasks, name="tasks")
 app.add_typer(models, name="models")
+app.add_typer(datasets, name="datasets")
+app.add_typer(templates, name="templates")
+app.command(epilog=f"Parameters for --set: {PARAMETERS}")(estimate)
+app.command()(environment)
+app.command()(quota)
+app.command()(parameters)
+models.command("list")(list_models)
 
 
 @app.command()
@@ -44,18 +71,16 @@ def up(
 
 @app.command(epilog=f"Parameters for --set: {PARAMETERS}")
 def train(
-    base_model: Annotated[str, typer.Option(help="Directory or name of the base model.", show_default=False)],
-    dataset: Annotated[str, typer.Option(help="Training data: file, directory, address or id.", show_default=False)],
-    method: Annotated[
-        Literal["full", "lora", "qlora"] | None, typer.Option(help="What is trained. Default lora.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter, for example learning_rate=1e-4. Repeatable."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the task. Default sft_<date>_<time>.")] = None,
-    output_dir: Annotated[str, typer.Option(help="Directory that receives the model.", show_default=False)] = "",
-    validation: Annotated[str, typer.Option(help="File of the validation split.", show_default=False)] = "",
+    base_model: BaseModel,
+    dataset: Data = "",
+    dataset_id: DatasetId = "",
+    method: Method = None,
+    objective: Objective = None,
+    template: TemplateId = "",
+    settings: Settings = None,
+    name: Annotated[str | None, typer.Option(help="Name of the task. Default <objective>_<date>_<time>.")] = None,
+    output_dir: OutputDir = "",
+    validation: Validation = "",
     description: Annotated[str, typer.Option(help="Free text.", show_default=False)] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the end.")] = False,
     json: Json = False,
@@ -65,10 +90,11 @@ def train(
 ) -> None:
     """Fine-tune a language model. Exits with 1 when it was watched and did not complete."""
     from tunesmith.cli.commands import Session
+    from tunesmith.cli.wish import Wish
 
+    wish = Wish(base_model, dataset, dataset_id, method, objective, template, settings or [], output_dir, validation)
     with Session(url, token, data_dir, json=json) as session:
-        parameters = session.settings(settings or [], method)
-        task = session.train(name, base_model, dataset, parameters, output_dir, validation, description)
+        task = session.train(wish, name, description)
         if watch:
             raise typer.Exit(session.watch(task.id))
 
@@ -221,7 +247,13 @@ def scratch(
         Path,
         typer.Option(exists=True, dir_okay=False, help="Text that the tokenizer is trained on.", show_default=False),
     ],
-    family: Annotated[Literal["llama", "qwen2", "glm4"], typer.Option(help="Architecture.")] = "llama",
+    family: Annotated[
+        str,
+        typer.Option(
+            help="Architecture and tokenizer: llama (3), llama2, mistral, qwen1.5, qwen2, qwen2.5, qwen3, glm, glm4, "
+            "phi, phi3, gemma, gemma2 or gemma3."
+        ),
+    ] = "llama",
     hidden_size: Annotated[int, typer.Option(min=8, help="Width.")] = 256,
     layers: Annotated[int, typer.Option(min=1, help="Depth.")] = 4,
     vocab_size: Annotated[int, typer.Option(min=300, help="Entries of the tokenizer.")] = 4096,

@@ -2,7 +2,7 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +15,10 @@ from rich.console import Console
 
 from tunesmith.cli import text
 from tunesmith.cli.failures import INTERRUPTED, TASK_FAILED, UsageProblem
-from tunesmith.cli.render import task_page, task_table
+from tunesmith.cli.render import facts_table, task_page, task_table
 from tunesmith.cli.watching import TaskView
-from tunesmith.client import Client, discover, finetune_request
+from tunesmith.cli.wish import Wish
+from tunesmith.client import Client, discover
 from tunesmith.task.v1 import task_pb2
 from tunesmith.task.v1.task_pb2 import LogLine, Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
@@ -36,10 +37,10 @@ class Session:
     """One command's connection to the platform and to the terminal."""
 
     def __init__(self, url: str | None, token: str | None, data_dir: Path | None, *, json: bool) -> None:
-        self._client = Client(config=replace(discover(url, token, data_dir), retries=RETRIES))
-        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-        self._json = json
-        self.tasks = self._client.tasks
+        self.client = Client(config=replace(discover(url, token, data_dir), retries=RETRIES))
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+        self.json = json
+        self.tasks = self.client.tasks
 
     def __enter__(self) -> Self:
         return self
@@ -47,52 +48,23 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        self.client.close()
 
-    def settings(self, pairs: list[str], method: str | None) -> dict[str, str]:
-        """The parameters that --set and --method name. Raises UsageProblem with everything that is no name=value."""
-        settings: dict[str, str] = {}
-        problems = []
-        for pair in pairs:
-            name, equals, value = pair.partition("=")
-            if not equals or not name or not value:
-                problems.append(f"--set {pair}: write --set name=value")
-            elif name in settings and settings[name] != value:
-                problems.append(f"--set {name}: given twice, as {settings[name]} and {value}")
-            settings[name.strip()] = value.strip()
-        if method is not None and settings.setdefault("method", method) != method:
-            problems.append(f"--method {method} and --set method={settings['method']} disagree")
-        if problems:
-            raise UsageProblem("\n".join(problems))
-        return settings
+    def facts(self, rows: Mapping[str, str]) -> None:
+        """Prints names and values, those that are empty left out."""
+        self.console.print(facts_table(rows))
 
-    def train(
-        self,
-        name: str | None,
-        base_model: str,
-        dataset: str,
-        parameters: dict[str, str],
-        output_dir: str,
-        validation: str,
-        description: str,
-    ) -> Task:
+    def train(self, wish: Wish, name: str | None, description: str) -> Task:
         """Creates a fine-tuning task and says so."""
-        request = finetune_request(
-            name or datetime.now().astimezone().strftime("sft_%Y%m%d_%H%M%S"),
-            base_model,
-            dataset,
-            parameters,
-            output_dir=output_dir,
-            validation=validation,
-            description=description,
-        )
+        request = wish.request(name or datetime.now().astimezone().strftime(f"{wish.prefix}_%Y%m%d_%H%M%S"))
+        request.description = description
         task = self.tasks.create(request)
         self.told(task)
         return task
 
     def told(self, task: Task) -> None:
         """Says where a task stands."""
-        if self._json:
+        if self.json:
             print(as_json(task), flush=True)
         else:
             print(f"{task.id} {text.state_word(task.state)} {text.harmless(task.name)}", flush=True)
@@ -106,33 +78,33 @@ class Session:
             found.append(task)
             if len(found) == limit:
                 break
-        if self._json:
+        if self.json:
             print(json_module.dumps([json_module.loads(as_json(task)) for task in found], ensure_ascii=False))
         elif found:
-            self._console.print(task_table(found))
+            self.console.print(task_table(found))
         else:
-            self._console.print("no tasks")
+            self.console.print("no tasks")
 
     def show(self, task_id: str) -> None:
         """Prints the page of a task."""
         task = self.tasks.get(task_id)
-        if self._json:
+        if self.json:
             print(as_json(task, indent=2))
         else:
-            self._console.print(task_page(task, self.tasks.checkpoints(task_id)))
+            self.console.print(task_page(task, self.tasks.checkpoints(task_id)))
 
     def watch(self, task_id: str) -> int:
         """Shows a task until it ends; the exit code. Ctrl-C leaves the task running."""
         try:
-            if self._json:
+            if self.json:
                 for response in self.tasks.watch(task_id):
                     print(as_json(response.event), flush=True)
             else:
-                with TaskView(self._console) as view:
+                with TaskView(self.console) as view:
                     for response in self.tasks.watch(task_id):
                         view.show(response.event)
         except KeyboardInterrupt:
-            self._console.print(f"\nThe task goes on. Stop it with: tunesmith tasks stop {task_id}")
+            self.console.print(f"\nThe task goes on. Stop it with: tunesmith tasks stop {task_id}")
             return INTERRUPTED
         return 0 if self.tasks.get(task_id).state == task_pb2.STATE_COMPLETED else TASK_FAILED
 
@@ -148,12 +120,12 @@ class Session:
 
     def _lines(self, lines: Iterable[LogLine]) -> None:
         for line in lines:
-            print(as_json(line) if self._json else text.harmless(line.text), flush=True)
+            print(as_json(line) if self.json else text.harmless(line.text), flush=True)
 
     def delete(self, task_id: str, force: bool) -> None:
         """Deletes a task and says so."""
         self.tasks.delete(task_id, force=force)
-        print(json_module.dumps({"id": task_id, "deleted": True}) if self._json else f"{task_id} deleted", flush=True)
+        print(json_module.dumps({"id": task_id, "deleted": True}) if self.json else f"{task_id} deleted", flush=True)
 
 
 def _state(word: str) -> task_pb2.State.ValueType:

@@ -1,20 +1,23 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 CONNECTION = "Connection"
 
 PARAMETERS = (
-    "bf16, cuda_visible_devices, dataloader_num_workers, early_stopping_patience, early_stopping_threshold, "
-    "eval_ratio, eval_steps, eval_strategy, fp16, gradient_accumulation_steps, gradient_checkpointing, "
-    "learning_rate, logging_steps, lora_alpha, lora_bias, lora_dropout, lora_r, lora_target_modules, "
-    "lr_scheduler_type, max_grad_norm, max_samples, max_seq_length, max_steps, method, num_train_epochs, "
-    "objective, optim, packing, per_device_eval_batch_size, per_device_train_batch_size, processes, "
-    "quantization_compute_dtype, quantization_double_quant, quantization_type, save_interval_minutes, save_steps, "
-    "save_strategy, save_total_limit, seed, tf32, warmup_ratio, warmup_steps, weight_decay"
+    "adam_beta1, adam_beta2, adam_epsilon, bf16, cuda_visible_devices, dataloader_num_workers, dataloader_pin_memory, "
+    "divergence_action, early_stopping_patience, early_stopping_threshold, eval_ratio, eval_steps, eval_strategy, "
+    "fp16, gradient_accumulation_steps, gradient_checkpointing, label_column, labels, learning_rate, log_level, "
+    "logging_steps, lora_alpha, lora_bias, lora_dropout, lora_r, lora_target_modules, lr_scheduler_num_cycles, "
+    "lr_scheduler_type, max_grad_norm, max_samples, max_seq_length, max_steps, merge_after_training, messages_column, "
+    "method, min_lr_rate, num_train_epochs, objective, optim, overfitting_action, packing, padding_free, parallelism, "
+    "per_device_eval_batch_size, per_device_train_batch_size, processes, prompt_column, quantization_compute_dtype, "
+    "quantization_double_quant, quantization_type, response_column, resume_from_checkpoint, save_interval_minutes, "
+    "save_steps, save_strategy, save_total_limit, seed, shuffle, stall_action, system_column, test_ratio, "
+    "text_column, tf32, tokenizer_path, train_on_prompt, warmup_ratio, warmup_steps, weight_decay"
 )
 
 Url = Annotated[
@@ -39,3 +42,28 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.", show_default=False)]
 TaskIds = Annotated[list[str], typer.Argument(metavar="TASK...", help="Ids of the tasks.", show_default=False)]
+
+BaseModel = Annotated[
+    str, typer.Option("--base-model", help="Directory or name of the base model.", show_default=False)
+]
+Data = Annotated[
+    str,
+    typer.Option("--dataset", help="Training data: file, directory, address, or id of an upload.", show_default=False),
+]
+DatasetId = Annotated[str, typer.Option("--dataset-id", help="Id of an uploaded dataset.", show_default=False)]
+Method = Annotated[
+    Literal["full", "lora", "qlora"] | None, typer.Option("--method", help="What is trained. Default lora.")
+]
+Objective = Annotated[
+    Literal["sft", "pretrain", "classification"] | None,
+    typer.Option("--objective", help="What is learnt. Default sft."),
+]
+TemplateId = Annotated[
+    str, typer.Option("--template", metavar="ID", help="Template that fills in what is not given.", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter, for example learning_rate=1e-4. Repeatable."),
+]
+OutputDir = Annotated[str, typer.Option("--output-dir", help="Directory that receives the model.", show_default=False)]
+Validation = Annotated[str, typer.Option("--validation", help="File of the validation split.", show_default=False)]

@@ -1,6 +1,6 @@
 """Tables of tasks and the page of one task."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.json_format import MessageToDict
 from rich.console import Group, RenderableType
@@ -68,16 +68,20 @@ def _facts(task: Task) -> Table:
         "started": text.moment(task.start_time),
         "ended": text.moment(task.end_time),
     }
+    return facts_table(rows, {"state": text.STYLES.get(task.state, "")})
+
+
+def facts_table(rows: Mapping[str, str], styles: Mapping[str, str] | None = None) -> Table:
+    """One row for each fact that is known; styles by its name."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         if value:
-            style = text.STYLES.get(task.state, "") if name == "state" else ""
-            table.add_row(Text(name, style="dim"), Text(text.harmless(value), style=style))
+            table.add_row(Text(name, style="dim"), Text(text.harmless(value), style=(styles or {}).get(name, "")))
     return table
 
 
 def _parameters(task: Task) -> Table | None:
-    values = dict(_flat(MessageToDict(task.spec, preserving_proto_field_name=True), ""))
+    values = dict(flat(MessageToDict(task.spec, preserving_proto_field_name=True), ""))
     table = Table("parameter", "value", "from", box=None, pad_edge=False)
     for path, source in sorted(task.parameter_sources.items()):
         word = task_pb2.ParameterSource.Name(source).removeprefix("PARAMETER_SOURCE_").lower()
@@ -88,10 +92,11 @@ def _parameters(task: Task) -> Table | None:
     return table if table.row_count else None
 
 
-def _flat(value: object, path: str) -> Iterable[tuple[str, object]]:
+def flat(value: object, path: str = "") -> Iterable[tuple[str, object]]:
+    """Paths and values of a nested mapping."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from _flat(item, f"{path}.{name}" if path else name)
+            yield from flat(item, f"{path}.{name}" if path else name)
     else:
         yield path, value
 

@@ -25,7 +25,7 @@ from tunesmith.client.errors import (
     Unavailable,
     Unimplemented,
 )
-from tunesmith.client.finetune import finetune_request, parameter_names
+from tunesmith.client.finetune import dataset_source, finetune_request, parameter_names
 from tunesmith.client.operations import FINAL_STATES, ended
 from tunesmith.client.sync import Client, Tasks
 
@@ -50,6 +50,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "dataset_source",
     "discover",
     "ended",
     "finetune_request",

@@ -11,10 +11,12 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from google.protobuf.message import Message
 
-from tunesmith.client import operations
+from tunesmith.client import operations, resources
 from tunesmith.client.config import Config, discover
 from tunesmith.client.errors import ApiError
 from tunesmith.client.exchange import Exchange, Operation, Subscription
+from tunesmith.client.uploading import chunks, dataset_upload
+from tunesmith.task.v1.dataset_service_pb2 import Dataset
 from tunesmith.task.v1.task_pb2 import Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
 
@@ -107,6 +109,36 @@ class AsyncTasks(_Caller):
         return await self.get(task_id)
 
 
+class AsyncDatasets(_Caller):
+    """Calls about uploaded datasets and about data anywhere; see tunesmith.client.resources."""
+
+    get = _call(resources.get_dataset)
+    list_page = _call(resources.list_datasets)
+    delete = _call(resources.delete_dataset)
+    validate = _call(resources.validate_dataset)
+    report = _call(resources.report_dataset)
+
+    async def upload(self, path: Path | str, *, name: str = "", kind: str = "") -> Dataset:
+        """Stores a file as a dataset, or as the next version of the one of that name; every row of it is checked."""
+        exchange = dataset_upload(path, self._config, name=name, kind=kind)
+        while True:
+            try:
+                with exchange.path.open("rb") as file:
+                    request = exchange.build_upload(self._http, chunks(file))
+                    return exchange.result(await self._http.send(request))
+            except (httpx.TransportError, ApiError) as failure:
+                await asyncio.sleep(exchange.pause(failure))
+
+
+class AsyncTemplates(_Caller):
+    """Calls about templates; see tunesmith.client.resources."""
+
+    get = _call(resources.get_template)
+    list_page = _call(resources.list_templates)
+    save = _call(resources.save_template)
+    delete = _call(resources.delete_template)
+
+
 class AsyncClient(_Caller):
     """The platform, for asyncio programs; close it or use it as a context manager.
 
@@ -116,6 +148,10 @@ class AsyncClient(_Caller):
     devices = _call(operations.devices)
     base_models = _call(operations.base_models)
     environment = _call(operations.environment)
+    estimate = _call(resources.estimate)
+    quota = _call(resources.quota)
+    set_quota = _call(resources.set_quota)
+    parameters = _call(resources.parameters)
 
     def __init__(
         self,
@@ -128,6 +164,8 @@ class AsyncClient(_Caller):
         self.config = config or discover(url, token, data_dir)
         super().__init__(httpx.AsyncClient(trust_env=self.config.trust_env), self.config)
         self.tasks = AsyncTasks(self._http, self._config)
+        self.datasets = AsyncDatasets(self._http, self._config)
+        self.templates = AsyncTemplates(self._http, self._config)
 
     async def close(self) -> None:
         """Closes the connections."""

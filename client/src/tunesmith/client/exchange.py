@@ -70,10 +70,10 @@ class Retries:
 class Exchange(Generic[R, T]):
     """One unary call with its retries."""
 
-    def __init__(self, operation: Operation[R, T], config: Config) -> None:
+    def __init__(self, operation: Operation[R, T], config: Config, call: HttpCall | None = None) -> None:
         self._operation = operation
         self._retries = Retries(config)
-        self._call = transcode(operation.method, operation.request)
+        self._call = call or transcode(operation.method, operation.request)
         self._config = config
 
     def build(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:

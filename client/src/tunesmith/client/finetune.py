@@ -42,6 +42,13 @@ _PARAMETERS: dict[str, _Parameter] = {
     **_scalars("LoraParameters", "lora_", lambda spec: spec.language_model.lora),
     **_scalars("QuantizationParameters", "quantization_", lambda spec: spec.language_model.quantization),
     **_scalars("DeviceRequest", "", lambda spec: spec.devices),
+    **{
+        f"{field.name}_column": _Parameter(lambda spec: spec.dataset.columns, field)
+        for field in _MESSAGES["DatasetColumns"].fields
+    },
+    "resume_from_checkpoint": _Parameter(
+        lambda spec: spec, _MESSAGES["FinetuneSpec"].fields_by_name["resume_from_checkpoint"]
+    ),
 }
 
 
@@ -59,14 +66,16 @@ def finetune_request(
     output_dir: str = "",
     validation: str = "",
     description: str = "",
+    template_id: str = "",
 ) -> CreateTaskRequest:
     """The request for fine-tuning a language model.
 
     Paths that exist here are made absolute. parameters are named as in the protos' TrainingParameters and
-    LanguageModelParameters, with lora_, quantization_ in front of those of their sub-messages; what is left out
-    takes the platform's default. Raises InvalidArgument with one problem for each name or value that is wrong.
+    LanguageModelParameters, with lora_, quantization_ in front of those of their sub-messages and _column behind the
+    names of DatasetColumns; what is left out comes from the template, else it takes the platform's default. Raises
+    InvalidArgument with one problem for each name or value that is wrong.
     """
-    request = CreateTaskRequest(name=name, description=description)
+    request = CreateTaskRequest(name=name, description=description, template_id=template_id)
     spec = request.spec.finetune
     spec.base_model = _absolute(base_model)
     spec.dataset.CopyFrom(dataset_source(dataset))

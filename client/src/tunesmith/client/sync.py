@@ -10,10 +10,12 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from google.protobuf.message import Message
 
-from tunesmith.client import operations
+from tunesmith.client import operations, resources
 from tunesmith.client.config import Config, discover
 from tunesmith.client.errors import ApiError
 from tunesmith.client.exchange import Exchange, Operation, Subscription
+from tunesmith.client.uploading import dataset_upload
+from tunesmith.task.v1.dataset_service_pb2 import Dataset
 from tunesmith.task.v1.task_pb2 import Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
 
@@ -101,6 +103,35 @@ class Tasks(_Caller):
         return self.get(task_id)
 
 
+class Datasets(_Caller):
+    """Calls about uploaded datasets and about data anywhere; see tunesmith.client.resources."""
+
+    get = _call(resources.get_dataset)
+    list_page = _call(resources.list_datasets)
+    delete = _call(resources.delete_dataset)
+    validate = _call(resources.validate_dataset)
+    report = _call(resources.report_dataset)
+
+    def upload(self, path: Path | str, *, name: str = "", kind: str = "") -> Dataset:
+        """Stores a file as a dataset, or as the next version of the one of that name; every row of it is checked."""
+        exchange = dataset_upload(path, self._config, name=name, kind=kind)
+        while True:
+            try:
+                with exchange.path.open("rb") as file:
+                    return exchange.result(self._http.send(exchange.build_upload(self._http, file)))
+            except (httpx.TransportError, ApiError) as failure:
+                time.sleep(exchange.pause(failure))
+
+
+class Templates(_Caller):
+    """Calls about templates; see tunesmith.client.resources."""
+
+    get = _call(resources.get_template)
+    list_page = _call(resources.list_templates)
+    save = _call(resources.save_template)
+    delete = _call(resources.delete_template)
+
+
 class Client(_Caller):
     """The platform, for programs that block; close it or use it as a context manager.
 
@@ -110,6 +141,10 @@ class Client(_Caller):
     devices = _call(operations.devices)
     base_models = _call(operations.base_models)
     environment = _call(operations.environment)
+    estimate = _call(resources.estimate)
+    quota = _call(resources.quota)
+    set_quota = _call(resources.set_quota)
+    parameters = _call(resources.parameters)
 
     def __init__(
         self,
@@ -122,6 +157,8 @@ class Client(_Caller):
         self.config = config or discover(url, token, data_dir)
         super().__init__(httpx.Client(trust_env=self.config.trust_env), self.config)
         self.tasks = Tasks(self._http, self._config)
+        self.datasets = Datasets(self._http, self._config)
+        self.templates = Templates(self._http, self._config)
 
     def close(self) -> None:
         """Closes the connections."""
