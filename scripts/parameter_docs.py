@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
+
 from parameterkit import PARAMETERS, SURFACES, Parameter, defaults, guidance
 from parameterkit.limits import Limits
 from parameterkit.messages import CHINESE, ENGLISH, Text
 from parameterkit.parameter import CATEGORIES
-from parameterkit.presets import PRESETS
 from parameterkit.rules import DERIVED, PRECEDENCE
 from parameterkit.surfaces import NATIVE
+from task_service.templates.builtin import BUILTIN, PREFIX, Builtin
 
 DOCS = Path(__file__).parent.parent / "docs"
 SUFFIX = {ENGLISH: ".md", CHINESE: ".zh.md"}
@@ -72,6 +74,10 @@ _MEMORY_INTRODUCTION = Text(
     "各文档系统的建议。数字为经验值；提交前的资源估算会按您的配置计算。各参数的含义见[参数](parameters.zh.md)。",
 )
 _PRESETS = Text("Presets", "预设")
+_PRESETS_NOTE = Text(
+    "The platform's templates: forms start from them, and a task takes one with `template_id`; its own values win.",
+    "平台自带的参数模板：表单由此开始，任务可用 `template_id` 引用；任务自己设置的参数优先。",
+)
 _PRACTICES = Text("Good practice", "最佳实践")
 _REMEDIES = Text("When something goes wrong", "故障排除")
 _LINKS = Text("Further reading", "参考资源")
@@ -108,7 +114,7 @@ def memory_and_presets(language: str) -> Iterator[str]:
     say = partial(_say, language=language)
     yield from (say(_MEMORY_INTRODUCTION), "")
     yield from _tables(guidance.TABLES, language)
-    yield from (f"## {say(_PRESETS)}", "", *_presets(language), "")
+    yield from (f"## {say(_PRESETS)}", "", say(_PRESETS_NOTE), "", *_presets(language), "")
     for title, parts in ((_PRACTICES, guidance.PRACTICES), (_REMEDIES, guidance.REMEDIES)):
         yield from (f"## {say(title)}", "")
         for advice in parts:
@@ -189,23 +195,30 @@ def _range(bounds: Limits | None) -> str:
 
 
 def _presets(language: str) -> Iterator[str]:
-    chinese = language == CHINESE
-    columns = (
-        Text("Preset", "预设"),
-        Text("Purpose", "用途"),
-        Text("Completed by", "其余默认值"),
-        Text("Sets", "设置"),
-    )
+    columns = (Text("Template", "模板"), Text("Name", "名称"), Text("Completed by", "其余默认值"), Text("Sets", "设置"))
     rows = [
         [
-            f"`{preset.name}` {preset.label_zh if chinese else preset.label_en}",
-            preset.description_zh if chinese else preset.description_en,
-            _title(preset.surface, language),
-            ", ".join(f"`{name}` {_shown(value)}" for name, value in preset.values.items()),
+            f"`{PREFIX}{template.key}`",
+            template.name_zh if language == CHINESE else template.name,
+            _title(template.surface or NATIVE, language),
+            ", ".join(f"`{name}` {_shown(value)}" for name, value in _sets(template)),
         ]
-        for preset in PRESETS
+        for template in BUILTIN
     ]
     return _markdown([column.say(language) for column in columns], rows)
+
+
+def _sets(template: Builtin) -> Iterator[tuple[str, Any]]:
+    yield from _leaves(template.base)
+    yield from template.parameters.items()
+
+
+def _leaves(message: Message) -> Iterator[tuple[str, Any]]:
+    for field, value in message.ListFields():
+        if isinstance(value, Message):
+            yield from _leaves(value)
+        else:
+            yield field.name, list(value) if field.is_repeated else value
 
 
 def _title(surface: str, language: str) -> str:

@@ -1,15 +1,10 @@
-"""The documents' advice as data (T2, T3, T16, T17, T20, T27-T30, F21, C34, M3, and the presets of /finetuning)."""
+"""The documents' advice as data (T2, T3, T20, T27-T30, F21, C17, C18, C34, M3)."""
 
 import re
-from typing import Any
 
 import pytest
 
 from parameterkit import BY_NAME, guidance
-from parameterkit.presets import PRESETS
-from tunesmith.task.v1 import spec_pb2
-
-BY_PRESET = {preset.name: preset for preset in PRESETS}
 
 
 def cells(table: guidance.Table) -> list[list[str]]:
@@ -41,22 +36,3 @@ def test_t27_five_remedies_when_memory_runs_out() -> None:
     words = ("batch size", "gradient_checkpointing", "QLoRA", "sequence length", "smaller base model")
     assert len(texts) == len(words)
     assert all(word in text for word, text in zip(words, texts, strict=True))
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_a_preset_is_a_specification(preset: Any) -> None:
-    spec = preset.spec()
-    assert spec.language_model.method
-    assert spec.training.num_train_epochs
-    assert not spec.base_model
-
-
-def test_presets_of_the_documents() -> None:
-    quick = BY_PRESET["quick_test"].spec().training
-    assert (quick.learning_rate, quick.per_device_train_batch_size, quick.max_steps) == (1e-4, 16, 100)
-    assert (quick.warmup_steps, quick.logging_steps, quick.save_steps) == (10, 10, 50)
-    large = BY_PRESET["lora_13b"].spec()
-    assert (large.language_model.lora.r, large.language_model.lora.alpha) == (16, 32)
-    assert (large.training.gradient_accumulation_steps, large.training.learning_rate) == (8, 1e-4)
-    assert BY_PRESET["full_finetune"].spec().language_model.method == spec_pb2.METHOD_FULL
-    assert BY_PRESET["pretrain"].spec().language_model.objective == spec_pb2.OBJECTIVE_PRETRAINING
