@@ -11,8 +11,8 @@ from trainer_service.recipes.errors import OutputExists
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.model_setup import prepare_model
 from trainer_service.recipes.precision import Precision
-from trainer_service.recipes.support import ADAPTER_METHODS
 from trainer_service.recipes.resumption import require_resumable
+from trainer_service.recipes.support import ADAPTER_METHODS
 from trainer_service.recipes.world import World
 
 
