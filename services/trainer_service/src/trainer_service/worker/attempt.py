@@ -13,6 +13,7 @@ from typing import Any
 from servicekit import subjects
 from servicekit.bus import EventBus, Message
 from servicekit.errors import TunesmithError
+from trainer_service.worker.allowance import Allowance
 from trainer_service.worker.endings import Ending, Failed, Released
 from trainer_service.worker.intent import Control, Intent, Interrupted
 from trainer_service.worker.lease import Heartbeat, Lease
@@ -61,6 +62,7 @@ class Attempt:
         self._message = message
         self._control = control
         self._folder = post.scratch / f"{task.id}-{task.attempt}"
+        allowance = Allowance(claim.allowance if claim.HasField("allowance") else None)
         self._lease = Lease(
             task_id=task.id,
             attempt=task.attempt,
@@ -71,10 +73,11 @@ class Attempt:
             message=message,
             extend_every=post.extend_seconds,
             since=claimed_at,
+            heard=allowance.heard,
         )
         self._spool = Spool(post.bus, self._folder / "spool", self._lease.ensure)
         self._reporter = Reporter(task.id, task.attempt, self._spool, task.progress)
-        self._training = Training(shop, claim, self._folder, control, self._lease, self._reporter)
+        self._training = Training(shop, claim, self._folder, control, self._lease, self._reporter, allowance)
 
     async def run(self) -> None:
         """Brings the attempt to an end, tells it, and acknowledges; or leaves without a word when it is another's."""

@@ -13,6 +13,7 @@ from servicekit.objects import ObjectStore
 from trainer_service.worker.artifacts import Origin, Stored, Upload
 from trainer_service.worker.child_events import CheckpointWritten
 from trainer_service.worker.intent import Interrupted
+from trainer_service.worker.quota import QuotaGate
 from trainer_service.worker.reporter import Reporter, timestamp
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
@@ -37,7 +38,8 @@ class CheckpointStore:
     """Uploads what `add` is given and tells of each with a fact once its manifest is stored.
 
     Of the local copies only the newest is kept after it was stored. With `limit` above 0, checkpoints that would be
-    removed from the store at once, because so many newer ones wait, are not uploaded at all.
+    removed from the store at once, because so many newer ones wait, are not uploaded at all. What the owner's quota
+    has no room for is held back.
     """
 
     def __init__(
@@ -48,12 +50,15 @@ class CheckpointStore:
         *,
         limit: int,
         ensure: Callable[[], Awaitable[None]],
+        quota: QuotaGate | None = None,
     ) -> None:
         self._store = store
         self._reporter = reporter
         self._origin = origin
         self._limit = limit
         self._ensure = ensure
+        self._quota = quota
+        self._held_back: CheckpointWritten | None = None
         self._pending: dict[int, _Pending] = {}
         self._local: dict[int, Path] = {}
         self._news = asyncio.Event()
@@ -62,7 +67,25 @@ class CheckpointStore:
         self.newest_stored = 0
 
     def add(self, event: CheckpointWritten) -> None:
-        """Queues a checkpoint that is whole on disk."""
+        """Queues a checkpoint that is whole on disk, or holds it back."""
+        if self._quota is None or self._quota.admits(event.step, len(self._pending)):
+            self._queue(event)
+            return
+        self._held_back = event
+        self._local[event.step] = event.path
+        self._idle.clear()
+        self._news.set()
+
+    def keep_held_back(self) -> int:
+        """Queues the newest checkpoint after all when it was held back, because the attempt ends with it; its step."""
+        event = self._held_back
+        if event is None or event.step <= max([*self._pending, self.newest_stored]):
+            return 0
+        self._local.pop(event.step, None)
+        self._queue(event)
+        return event.step
+
+    def _queue(self, event: CheckpointWritten) -> None:
         name = f"checkpoint-{event.step}"
         upload = Upload(self._store, self._origin, name, event.path, step=event.step, ensure=self._ensure)
         self._pending[event.step] = _Pending(event, upload)
@@ -83,7 +106,9 @@ class CheckpointStore:
             await self._news.wait()
             if not self._pending:
                 self._news.clear()
-                self._idle.set()
+                await self._tidy()
+                if not self._pending:
+                    self._idle.set()
                 continue
             pending = self._pending[max(self._pending)]
             if await self._try(pending):
@@ -117,6 +142,8 @@ class CheckpointStore:
 
     def _stored(self, event: CheckpointWritten, stored: Stored) -> None:
         self._pending.pop(event.step, None)
+        if self._quota is not None:
+            self._quota.stored()
         self.newest_stored = max(self.newest_stored, event.step)
         checkpoint = tasks.Checkpoint(
             task_id=self._origin.task_id,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from trainer_service.worker.intent import StopReason
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
 
@@ -29,16 +30,20 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """A stop was asked for; checkpoint_step is what was saved on the way out, 0 for nothing."""
+    """A stop was asked for; checkpoint_step is what was saved on the way out, 0 for nothing. why: no user asked."""
 
     checkpoint_step: int = 0
+    why: StopReason | None = None
 
     def fact(self, progress: tasks.Progress) -> facts.Fact:
-        return facts.Fact(stopped=facts.AttemptStopped(checkpoint_step=self.checkpoint_step))
+        stopped = facts.AttemptStopped(checkpoint_step=self.checkpoint_step)
+        if self.why is not None:
+            stopped.error.CopyFrom(tasks.TaskError(reason=self.why.reason, message=self.why.message))
+        return facts.Fact(stopped=stopped)
 
     def __str__(self) -> str:
         saved = f"checkpoint-{self.checkpoint_step} is stored" if self.checkpoint_step else "nothing was saved"
-        return f"stopped as asked; {saved}"
+        return f"stopped {f'because {self.why.message}' if self.why else 'as asked'}; {saved}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -24,12 +25,23 @@ class Intent(IntEnum):
     ABANDON = 5
 
 
+@dataclass(frozen=True, slots=True)
+class StopReason:
+    """Why a task is to end although no user asked for it: a word for programs and a sentence."""
+
+    reason: str
+    message: str
+
+
 class Interrupted(Exception):
     """Work was given up because of what is wanted now."""
 
     def __init__(self, intent: Intent) -> None:
         super().__init__(intent.name)
         self.intent = intent
+
+
+STOPS = frozenset({Intent.STOP_AND_SAVE, Intent.DISCARD})
 
 
 class Control:
@@ -40,6 +52,7 @@ class Control:
         self._reached = {intent: asyncio.Event() for intent in Intent}
         self._reached[Intent.GO_ON].set()
         self._asked: set[Intent] = set()
+        self.stop_reason: StopReason | None = None
 
     @property
     def intent(self) -> Intent:
@@ -47,11 +60,13 @@ class Control:
 
     @property
     def stop_wanted(self) -> bool:
-        """Whether the user wants the task to end, whatever else is wanted."""
-        return bool(self._asked & {Intent.STOP_AND_SAVE, Intent.DISCARD})
+        """Whether the task is to end, whatever else is wanted."""
+        return bool(self._asked & STOPS)
 
-    def ask(self, intent: Intent) -> None:
-        """Makes intent the aim unless a stronger one is."""
+    def ask(self, intent: Intent, reason: StopReason | None = None) -> None:
+        """Makes intent the aim unless a stronger one is. A stop without a reason is a user's, which needs none."""
+        if intent in STOPS and (reason is None or not self.stop_wanted):
+            self.stop_reason = reason
         self._asked.add(intent)
         if intent > self._intent:
             self._intent = intent

@@ -25,6 +25,8 @@ LOST = (NotFound, FailedPrecondition, Aborted)
 
 # Sends a heartbeat with a deadline in seconds.
 Heartbeat = Callable[[task_service.HeartbeatTaskRequest, float], Awaitable[task_service.HeartbeatTaskResponse]]
+# Hears the answer to a heartbeat that was sent at a time of the lease's clock.
+Heard = Callable[[task_service.HeartbeatTaskResponse, float], None]
 
 
 class Extendable(Protocol):
@@ -57,6 +59,7 @@ class Lease:
         message: Extendable,
         extend_every: float,
         since: float | None = None,
+        heard: Heard | None = None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self.pid = 0
@@ -67,6 +70,7 @@ class Lease:
         self._heartbeat = heartbeat
         self._message = message
         self._clock = clock
+        self._heard = heard
         self._confirmed = clock() if since is None else since
         self._nudged = asyncio.Event()
         self._renewing = asyncio.Lock()
@@ -121,6 +125,8 @@ class Lease:
                 logger.warning("heartbeat of task %s failed, training goes on: %s", task_id, error)
                 return False
             self._confirmed = sent
+            if self._heard is not None:
+                self._heard(answer, sent)
             self._control.ask(INTENTS.get(answer.directive, Intent.GO_ON))
             return True
 

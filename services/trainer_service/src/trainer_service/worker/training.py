@@ -21,6 +21,7 @@ from trainer_service.estimates.estimator import Estimate, Estimator
 from trainer_service.launcher import Launcher, LaunchError
 from trainer_service.worker import child_events as events
 from trainer_service.worker import crashes
+from trainer_service.worker.allowance import Allowance
 from trainer_service.worker.artifacts import ArtifactDamaged, Origin, Upload, fetch
 from trainer_service.worker.checkpoints import TRANSIENT, CheckpointStore
 from trainer_service.worker.endings import AttemptError, Completed, Ending, Failed, Released, Stopped
@@ -29,6 +30,7 @@ from trainer_service.worker.job import Job
 from trainer_service.worker.lease import Lease
 from trainer_service.worker.output import place
 from trainer_service.worker.prediction import predict, record_pace, require_room
+from trainer_service.worker.quota import QuotaGate
 from trainer_service.worker.reporter import Reporter
 from trainer_service.worker.resume import fetch_checkpoint
 from trainer_service.worker.supervision import ChildResult, Patience, Supervision
@@ -67,6 +69,7 @@ class Training:
         control: Control,
         lease: Lease,
         reporter: Reporter,
+        allowance: Allowance,
     ) -> None:
         self._shop = shop
         self._claim = claim
@@ -76,12 +79,14 @@ class Training:
         self._control = control
         self._lease = lease
         self._reporter = reporter
+        self._quota = QuotaGate(allowance, control, reporter)
         self._origin = Origin(self._task.id, self._task.attempt, self._task.run, self._spec.base_model)
         self._output_dir = shop.output_root / self._task.id
         self._estimate: Estimate | None = None
 
     async def run(self) -> Ending:
         """How the attempt ended. Raises what nobody expects to go wrong."""
+        self._quota.begin(self._spec.training)
         with self._shop.devices.reserved(self._spec.devices.cuda_visible_devices) as devices:
             try:
                 job = await self._control.unless(Intent.RELEASE, self._prepare(devices))
@@ -93,7 +98,7 @@ class Training:
             except Interrupted as interruption:
                 if interruption.intent is Intent.ABANDON:
                     raise
-                return Stopped() if self._control.stop_wanted else Released()
+                return Stopped(why=self._control.stop_reason) if self._control.stop_wanted else Released()
             except AttemptError as error:
                 return error.failed
             except OSError as error:
@@ -115,6 +120,9 @@ class Training:
             model_dir=checked.model_dir,
             train_file=checked.dataset.train,
             validation_file=checked.dataset.validation,
+            test_file=checked.dataset.test,
+            tokenizer_dir=checked.tokenizer_dir,
+            cache=self._shop.checks.cache,
             cuda_visible_devices=devices,
             predicted_memory_bytes=self._estimate.memory.total if self._estimate else 0,
         )
@@ -144,16 +152,19 @@ class Training:
         return estimate
 
     async def _check(self) -> CheckedSpec:
-        try:
-            checked = await asyncio.to_thread(self._shop.checks.check, self._task.spec, task_id=self._task.id)
-        except Unimplemented as error:
-            raise AttemptError(Failed(error.reason, error.message)) from error
+        checked = await self._patiently("the dataset", self._check_here)
         if checked.problems:
             problems = [str(problem) for problem in checked.problems]
             raise AttemptError(Failed(_reason(checked), "; ".join(problems), problems))
         if task_id := base_task(self._spec.base_model):
             checked.model_dir = await self._fetch_base(task_id)
         return checked
+
+    async def _check_here(self) -> CheckedSpec:
+        try:
+            return await asyncio.to_thread(self._shop.checks.check, self._task.spec, task_id=self._task.id)
+        except Unimplemented as error:
+            raise AttemptError(Failed(error.reason, error.message)) from error
 
     async def _fetch_base(self, task_id: str) -> Path:
         """The output of another task, verified and fit to be a base model."""
@@ -184,6 +195,7 @@ class Training:
             self._origin,
             limit=self._spec.training.save_total_limit,
             ensure=self._lease.ensure,
+            quota=self._quota,
         )
         uploads = asyncio.create_task(checkpoints.run())
         try:
@@ -234,14 +246,17 @@ class Training:
 
     async def _explain(self, result: ChildResult, checkpoints: CheckpointStore) -> Ending:
         """The end of an attempt whose child did not finish the training."""
+        ends_in_order = Intent.RELEASE <= self._control.intent < Intent.DISCARD
+        last = {checkpoints.keep_held_back()} if ends_in_order else set()
         with contextlib.suppress(Interrupted):
             await self._control.unless(Intent.DISCARD, checkpoints.drained())
         failure = self._failure(result)
         if self._control.stop_wanted:
             if failure is not None and self._control.intent < Intent.DISCARD:
                 self._reporter.log([f"while stopping: {failure}"])
-            saved = result.verdict.step if isinstance(result.verdict, events.Stopped) else 0
-            return Stopped(saved if saved and saved == checkpoints.newest_stored else 0)
+            last |= {result.verdict.step} if isinstance(result.verdict, events.Stopped) else set()
+            kept = checkpoints.newest_stored if checkpoints.newest_stored in last else 0
+            return Stopped(kept, self._control.stop_reason)
         if self._control.intent >= Intent.RELEASE and (failure is None or failure.retryable):
             return Released()
         return failure or Failed(
