@@ -48,8 +48,8 @@ def warmup(warmup_steps: int, warmup_ratio: float, total_steps: int) -> int:
 
 
 def total_steps(max_steps: int, num_train_epochs: float, steps_per_epoch: int) -> int:
-    """Optimiser steps of a training: a number of steps wins over epochs; at least one."""
-    return max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * steps_per_epoch))
+    """Optimiser steps of a training: a number of steps wins over epochs."""
+    return max_steps if max_steps > 0 else math.ceil(num_train_epochs * steps_per_epoch)
 
 
 def applies(name: str, method: str, scheduler: str) -> bool:

@@ -30,7 +30,7 @@ class Steps:
 
 
 def steps(finetune: Finetune, rows: Rows, processes: int) -> Steps:
-    """The steps of a training; a number of steps wins over a number of epochs."""
+    """The steps of a training."""
     training, parameters = finetune.training, finetune.language_model
     trained = trained_rows(parameters, rows)
     sequences, length = trained, rows.mean
@@ -39,7 +39,7 @@ def steps(finetune: Finetune, rows: Rows, processes: int) -> Steps:
         length = trained * rows.mean / sequences
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
     per_epoch = math.ceil(sequences / batch)
-    total = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+    total = training.total_steps(per_epoch)
     return Steps(total, per_epoch, trained, min(batch, sequences) * length)
 
 

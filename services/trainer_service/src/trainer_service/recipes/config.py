@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import orjson
 
+from parameterkit import rules
 from trainer_service.recipes.errors import InvalidJob
 
 CACHE_BYTES = 20 << 30
@@ -76,8 +77,12 @@ class Training:
         return self.eval_steps or self.logging_steps
 
     def warmup(self, total_steps: int) -> int:
-        """Steps of warm-up; a number of steps wins over a share."""
-        return self.warmup_steps or math.ceil(self.warmup_ratio * total_steps)
+        """Steps of warm-up."""
+        return rules.warmup(self.warmup_steps, self.warmup_ratio, total_steps)
+
+    def total_steps(self, per_epoch: int) -> int:
+        """Steps of the whole training."""
+        return rules.total_steps(self.max_steps, self.num_train_epochs, per_epoch)
 
 
 @dataclass(frozen=True, slots=True)

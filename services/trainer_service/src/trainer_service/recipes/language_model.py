@@ -5,7 +5,6 @@ is mapped, no trainer set up), and it alone decides what a step is, which makes 
 comes from transformers, the adapter from PEFT; the losses are those of trl.SFTTrainer, which a test compares.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     model, data, formats = prepare(job, events, world)
 
     per_epoch = data.batches.steps_per_epoch(world.size)
-    total_steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+    total_steps = training.total_steps(per_epoch)
     objective = objective_of(job.finetune.language_model.objective, model)
     parallel = world.parallel(objective, training.parallelism)
     optimisation = Optimisation(model, training, formats, world.device, total_steps=total_steps)
