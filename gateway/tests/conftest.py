@@ -24,6 +24,8 @@ from task_service.parameters.servicer import ParameterServicer
 from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
 from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
 from tunesmith.task.v1 import (
+    dataset_service_pb2,
+    dataset_service_pb2_grpc,
     parameter_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
@@ -101,7 +103,8 @@ class TaskService(task_service_pb2_grpc.TaskServiceServicer):
 
     async def ListTasks(self, request: Any, context: Any) -> Any:
         self.asked(request, context)
-        return task_service_pb2.ListTasksResponse(tasks=self.tasks.values(), total_size=len(self.tasks))
+        tasks = [task for task in self.tasks.values() if not request.states or task.state in request.states]
+        return task_service_pb2.ListTasksResponse(tasks=tasks, total_size=len(tasks))
 
     async def StopTask(self, request: Any, context: Any) -> Any:
         self.asked(request, context)
@@ -133,6 +136,15 @@ class TaskService(task_service_pb2_grpc.TaskServiceServicer):
         async for message in self.stream(request, context):
             yield message
 
+    async def WatchTasks(self, request: Any, context: Any) -> Any:
+        async for message in self.stream(request, context):
+            yield message
+
+    async def ListCheckpoints(self, request: Any, context: Any) -> Any:
+        self.asked(request, context)
+        checkpoint = task_pb2.Checkpoint(task_id=request.task_id, step=10, loss=1.5, prefix="tasks/x/1/10", size=7)
+        return task_service_pb2.ListCheckpointsResponse(checkpoints=[checkpoint])
+
     async def TailLog(self, request: Any, context: Any) -> Any:
         async for message in self.stream(request, context):
             yield message
@@ -150,6 +162,50 @@ class TaskService(task_service_pb2_grpc.TaskServiceServicer):
             raise
 
 
+@dataclass
+class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
+    """Keeps uploads in memory. error is raised by every upload while it is set, after its header."""
+
+    headers: list[dataset_service_pb2.DatasetHeader] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    largest_part: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+    error: TunesmithError | None = None
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def dataset(self, index: int) -> dataset_service_pb2.Dataset:
+        header, content = self.headers[index], self.contents[index]
+        return dataset_service_pb2.Dataset(
+            id=f"{index:026}", name=header.name, type=header.type, size=len(content), samples=3, version=1
+        )
+
+    async def UploadDataset(self, requests: Any, context: Any) -> Any:
+        self.metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        content, header = b"", None
+        async for part in requests:
+            if part.WhichOneof("part") == "header":
+                header = part.header
+                if self.error is not None:
+                    raise self.error
+            self.largest_part = max(self.largest_part, len(part.data))
+            content += part.data
+        self.headers.append(header)
+        self.contents.append(content)
+        return dataset_service_pb2.UploadDatasetResponse(dataset=self.dataset(len(self.headers) - 1))
+
+    async def ListDatasets(self, request: Any, context: Any) -> Any:
+        datasets = [self.dataset(index) for index in range(len(self.headers))]
+        found = [dataset for dataset in datasets if not request.type or dataset.type == request.type]
+        return dataset_service_pb2.ListDatasetsResponse(datasets=found)
+
+    async def DeleteDataset(self, request: Any, context: Any) -> Any:
+        if not request.dataset_id.isdigit() or int(request.dataset_id) >= len(self.headers):
+            raise NotFound(f"there is no dataset {request.dataset_id}")
+        return dataset_service_pb2.DeleteDatasetResponse()
+
+
 class QuotaService(quota_service_pb2_grpc.QuotaServiceServicer):
     async def GetQuota(self, request: Any, context: Any) -> Any:
         return quota_service_pb2.GetQuotaResponse(quota=quota_service_pb2.Quota(user="ada", monthly_allowance=-1))
@@ -158,6 +214,14 @@ class QuotaService(quota_service_pb2_grpc.QuotaServiceServicer):
 class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def ListDevices(self, request: Any, context: Any) -> Any:
         return trainer_service_pb2.ListDevicesResponse(devices=[trainer_service_pb2.Device(id="cpu", cores=2)])
+
+    async def ListBaseModels(self, request: Any, context: Any) -> Any:
+        models = [
+            trainer_service_pb2.BaseModel(
+                id="llama-2-7b", name="LLaMA 2 7B", parameters="7B", description=request.modality or "any"
+            )
+        ]
+        return trainer_service_pb2.ListBaseModelsResponse(models=models)
 
     async def ValidateDataset(self, request: Any, context: Any) -> Any:
         return trainer_service_pb2.ValidateDatasetResponse(valid=True, rows=3)
@@ -178,10 +242,11 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
         return export_service_pb2.ListFormatsResponse()
 
 
-def servicers(tasks: TaskService) -> list[Servicer]:
-    task, quota = task_service_pb2_grpc, quota_service_pb2_grpc
+def servicers(tasks: TaskService, datasets: DatasetService) -> list[Servicer]:
+    task, dataset, quota = task_service_pb2_grpc, dataset_service_pb2_grpc, quota_service_pb2_grpc
     return [
         (task.add_TaskServiceServicer_to_server, tasks, "tunesmith.task.v1.TaskService"),
+        (dataset.add_DatasetServiceServicer_to_server, datasets, "tunesmith.task.v1.DatasetService"),
         (quota.add_QuotaServiceServicer_to_server, QuotaService(), "tunesmith.task.v1.QuotaService"),
         (
             parameter_service_pb2_grpc.add_ParameterServiceServicer_to_server,
@@ -209,6 +274,7 @@ class Gateway:
     url: str
     client: httpx.AsyncClient
     tasks: TaskService
+    datasets: DatasetService
     issuer: TokenIssuer
     closing: asyncio.Event
     services: Any
@@ -233,9 +299,9 @@ async def running_gateway(directory: Path, **overrides: Any) -> AsyncIterator[Ga
     private = generate_private_key()
     key_file = directory / "public.pem"
     key_file.write_bytes(public_key(private))
-    tasks, closing = TaskService(), asyncio.Event()
+    tasks, datasets, closing = TaskService(), DatasetService(), asyncio.Event()
     service_settings = ServiceSettings(public_key_file=key_file, drain_seconds=0)
-    async with running_server(service_settings, servicers(tasks)) as services:
+    async with running_server(service_settings, servicers(tasks, datasets)) as services:
         target = f"127.0.0.1:{services.port}"
         targets = {f"{name}_target": target for name in ("task", "trainer", "eval", "export")}
         values = {"port": 0, "public_key_file": key_file, "drain_seconds": 1.0, **targets, **overrides}
@@ -248,7 +314,7 @@ async def running_gateway(directory: Path, **overrides: Any) -> AsyncIterator[Ga
         issuer = TokenIssuer(private)
         headers = {"authorization": f"Bearer {issuer.issue('ada', Role.USER, timedelta(minutes=5))}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=10) as client:
-            yield Gateway(url, client, tasks, issuer, closing, services)
+            yield Gateway(url, client, tasks, datasets, issuer, closing, services)
         closing.set()
         server.should_exit = True
         await serving

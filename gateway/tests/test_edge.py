@@ -162,7 +162,7 @@ async def test_what_fails_unexpectedly_is_hidden_and_logged(caplog: pytest.LogCa
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = Gateway(broken, broken, (), None)  # type: ignore[arg-type]
+    app = Gateway(broken, broken, broken, (), None)  # type: ignore[arg-type]
     headers = [(b"host", b"localhost")]
     scope = {"type": "http", "method": "GET", "path": "/v1/x", "raw_path": b"/v1/x", "headers": headers}
     with caplog.at_level(logging.ERROR):

@@ -1,11 +1,10 @@
-"""The ASGI application: the edge that every request passes, the native API, and the pages beside it."""
+"""The ASGI application: the edge that every request passes, the native API, WebSockets, and the pages beside it."""
 
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import Any
 
 from gateway.access_log import AccessLog
 from gateway.http import (
@@ -20,7 +19,8 @@ from gateway.http import (
 )
 from gateway.native.errors import send_error
 from gateway.observing import observed
-from servicekit.errors import Internal, InvalidArgument
+from gateway.ws.refusal import refuse
+from servicekit.errors import Internal, InvalidArgument, TunesmithError
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +45,25 @@ SECURITY: dict[bytes, bytes] = {
 class Gateway:
     """Gives each request an id, checks its Host, adds security headers, logs it, and hides what fails unexpectedly."""
 
-    def __init__(self, native: Handler, pages: ASGIApp, hosts: tuple[str, ...], access_log: AccessLog | None) -> None:
+    def __init__(
+        self,
+        native: Handler,
+        pages: ASGIApp,
+        sockets: Handler,
+        hosts: tuple[str, ...],
+        access_log: AccessLog | None,
+    ) -> None:
         self._native = native
         self._pages = pages
+        self._sockets = sockets
         self._any_host = "*" in hosts
         self._hosts = {host.lower() for host in (*LOOPBACK, *hosts)}
         self._allowed = lru_cache(maxsize=256)(self._is_allowed)
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await _refuse(scope, receive, send)
-            return
+        if scope["type"] not in ("http", "websocket"):
+            raise RuntimeError(f"{scope['type']} is not served")
         headers = dict(scope["headers"])
         request = Request(scope, receive, headers, request_id(headers.get(b"x-request-id")))
         answer = _Answer(send, request)
@@ -76,7 +83,7 @@ class Gateway:
             logger.exception("%s %s failed (error id %s)", request.method, request.path, error_id)
             if request.status:
                 raise
-            await send_error(answer, Internal(f"internal error; the gateway's log has it under id {error_id}"))
+            await self._fail(request, answer, Internal(f"internal error; the gateway's log has it under id {error_id}"))
 
     async def _route(self, request: Request, answer: "_Answer") -> None:
         path: str = request.scope["path"]
@@ -84,17 +91,28 @@ class Gateway:
         if not self._allowed(host) and path not in ANY_HOST:
             name = host.decode("latin-1")
             message = f"the host {name!r} is not served here; TUNESMITH_ALLOWED_HOSTS names more hosts"
-            await send_error(answer, InvalidArgument(message, reason=HOST_NOT_ALLOWED))
+            await self._fail(request, answer, InvalidArgument(message, reason=HOST_NOT_ALLOWED))
+        elif request.scope["type"] == "websocket":
+            # The server logs a WebSocket's address with its query, which may carry secrets.
+            request.scope["query_string"] = b""
+            await self._sockets(request, answer)
         elif path.startswith("/v1/"):
             await self._native(request, answer)
         else:
             request.scope[REQUEST] = request
             await self._pages(request.scope, request.receive, answer)
 
+    @staticmethod
+    async def _fail(request: Request, answer: "_Answer", error: TunesmithError) -> None:
+        await (refuse if request.scope["type"] == "websocket" else send_error)(answer, error)
+
     def _is_allowed(self, host: bytes) -> bool:
         name = host.decode("latin-1").lower()
         port = name.rpartition(":")
         return self._any_host or name in self._hosts or (port[2].isdigit() and port[0] in self._hosts)
+
+
+_STARTS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
 
 
 class _Answer:
@@ -107,20 +125,12 @@ class _Answer:
         self._request = request
 
     async def __call__(self, message: ASGIMessage) -> None:
-        if message["type"] == "http.response.start":
-            self._request.status = message["status"]
+        if message["type"] in _STARTS:
+            self._request.status = message.get("status", 101)
             given: list[Header] = list(message.get("headers", ()))
             names = {name for name, _ in given}
-            given += [header for header in SECURITY.items() if header[0] not in names]
+            if message["type"] != "websocket.accept":
+                given += [header for header in SECURITY.items() if header[0] not in names]
             given.append((b"x-request-id", self._request.id.encode()))
             message["headers"] = given
         await self._send(message)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Closes what is not HTTP; the server's lifespan protocol is not used."""
-    if scope["type"] != "websocket":
-        raise RuntimeError(f"{scope['type']} is not served")
-    first: dict[str, Any] = dict(await receive())
-    if first["type"] == "websocket.connect":
-        await send({"type": "websocket.close", "code": 1008})

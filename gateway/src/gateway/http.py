@@ -3,7 +3,7 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,8 @@ class Request:
 
     @property
     def method(self) -> str:
-        """GET, POST and so on."""
-        return str(self.scope["method"])
+        """GET, POST and so on; a WebSocket is opened with GET."""
+        return str(self.scope.get("method", "GET"))
 
     @property
     def path(self) -> str:
@@ -92,19 +92,38 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
     size = 0
     try:
         async with asyncio.timeout(timeout):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise InvalidArgument("the request ended before its body", reason="BODY_INCOMPLETE")
-                chunk: bytes = message.get("body", b"")
+            async for chunk in _chunks(request):
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
                 chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return b"".join(chunks)
     except TimeoutError:
         raise DeadlineExceeded(f"the request's body did not arrive within {timeout:g} seconds") from None
+    return b"".join(chunks)
+
+
+async def receive_chunks(request: Request, timeout: float) -> AsyncIterator[bytes]:
+    """The body as it comes, no faster than it is taken. Raises DeadlineExceeded when nothing comes for timeout."""
+    chunks = _chunks(request)
+    while True:
+        try:
+            async with asyncio.timeout(timeout):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing of the request's body came within {timeout:g} seconds") from None
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidArgument("the request ended before its body", reason="BODY_INCOMPLETE")
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
 
 
 def _too_large(limit: int) -> InvalidArgument:

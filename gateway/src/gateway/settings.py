@@ -19,9 +19,14 @@ class GatewaySettings(ServiceSettings):
     allowed_hosts: tuple[str, ...] = Field((), description="Host names answered to, beside loopback and host itself.")
     cors_origins: tuple[str, ...] = Field((), description="Origins whose pages may call; none by default.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest body of a request.")
+    max_upload_bytes: int = Field(
+        10 * 1024**3, ge=1024, description="Largest file of a form; they pass through the temporary directory."
+    )
     max_connections: int = Field(4096, ge=1, description="Connections at once; more are answered with 503.")
     request_seconds: float = Field(60.0, gt=0, description="Time for a service to answer a call that is no stream.")
     keepalive_seconds: float = Field(15.0, gt=0, description="Time between two signs of life on a quiet stream.")
+    websocket_heartbeat_seconds: float = Field(30.0, gt=0, description="Time between two heartbeats on a WebSocket.")
+    websocket_send_seconds: float = Field(30.0, gt=0, description="Time for a reader to take a message of a WebSocket.")
     access_log: bool = Field(True, description="Log each request: method, path, status, time, id.")
     finetuning_command: bool = Field(
         False, description="Let callers of /finetuning send a command; only for a trusted single-user deployment."

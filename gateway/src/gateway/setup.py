@@ -18,6 +18,7 @@ from gateway.backends import Backends, connect
 from gateway.finetuning import describe as finetuning
 from gateway.finetuning.routes import finetuning_routes
 from gateway.health import Health
+from gateway.llm_finetuning.routes import llm_finetuning_routes
 from gateway.native import openapi
 from gateway.native.api import NativeApi
 from gateway.native.docs import docs_routes
@@ -25,12 +26,16 @@ from gateway.native.methods import build_router
 from gateway.native.streams import Streams
 from gateway.pages import build_pages
 from gateway.settings import GatewaySettings
+from gateway.training.routes import training_routes
+from gateway.ws.sockets import Sockets
 from servicekit import telemetry
 from servicekit.runtime import shutdown_event
 from servicekit.settings import is_loopback
 
 logger = logging.getLogger(__name__)
 
+# What a client sends over a WebSocket are pings.
+LARGEST_MESSAGE_BYTES = 16 * 1024
 CORS_HEADERS = ("authorization", "content-type", "x-token", "x-request-id", "last-event-id", "idempotency-key")
 
 
@@ -39,8 +44,14 @@ def build_app(
 ) -> ASGIApp:
     """The application; closing ends its streams."""
     native = NativeApi(build_router(backends), Streams(closing, settings.keepalive_seconds), settings)
-    pages = build_pages(Health(backends), [*finetuning_routes(backends, settings), *docs_routes(describe)])
-    gateway = Gateway(native, pages, (settings.host, *settings.allowed_hosts), access_log)
+    surfaces = (
+        *finetuning_routes(backends, settings),
+        training_routes(backends, settings),
+        llm_finetuning_routes(backends, settings),
+    )
+    pages = build_pages(Health(backends), [*surfaces, *docs_routes(describe)])
+    sockets = Sockets(backends, settings, closing)
+    gateway = Gateway(native, pages, sockets, (settings.host, *settings.allowed_hosts), access_log)
     if not settings.cors_origins:
         return gateway
     return CORSMiddleware(
@@ -81,7 +92,9 @@ def build_server(settings: GatewaySettings, app: ASGIApp) -> Server:
         uvicorn.Config(
             app,
             http="httptools",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=LARGEST_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

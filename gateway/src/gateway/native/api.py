@@ -15,6 +15,7 @@ from gateway.native.errors import send_error
 from gateway.native.methods import Method
 from gateway.native.streams import Streams
 from gateway.native.templates import Router
+from gateway.native.uploads import upload
 from gateway.settings import GatewaySettings
 from servicekit.errors import InvalidArgument, NotFound, Problem, TunesmithError, Unimplemented, from_rpc_error
 
@@ -44,7 +45,10 @@ class NativeApi:
             if method.streaming:
                 await self._streams.serve(request, send, method, message, metadata)
                 return
-            response = await method.call(message, timeout=self._seconds, metadata=metadata)
+            if method.part is not None:
+                response = await upload(request, method, message, metadata, self._seconds)
+            else:
+                response = await method.call(message, timeout=self._seconds, metadata=metadata)
             await respond(send, 200, orjson.dumps(method.encode(response)))
         except TunesmithError as error:
             await send_error(send, error)

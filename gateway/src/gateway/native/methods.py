@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.api import annotations_pb2
 from google.protobuf import message_factory
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import Message
 
 from gateway.backends import SERVICES, Backends
@@ -15,6 +15,9 @@ from gateway.native.encode import Convert, message_encoder
 from gateway.native.templates import Router, Template, parse
 
 VERBS = ("get", "put", "post", "delete", "patch")
+# RPCs that take a stream of a header and then bytes: over HTTP the query is the header and the body the bytes.
+UPLOADS = {"tunesmith.task.v1.DatasetService.UploadDataset": "/v1/datasets"}
+HEADER, DATA = "header", "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,22 @@ class Binding:
     template: Template
     body: str
 
+    @property
+    def input_type(self) -> Descriptor:
+        """The message that a request is read into."""
+        if not self.rpc.client_streaming:
+            return self.rpc.input_type
+        header = self.rpc.input_type.fields_by_name[HEADER].message_type
+        assert header is not None
+        return header
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A binding ready to be called. call takes a request with timeout and metadata, as a gRPC stub does."""
+    """A binding ready to be called. call takes a request with timeout and metadata, as a gRPC stub does.
+
+    part is the message that an upload's stream is made of, None for every other RPC.
+    """
 
     binding: Binding
     request: type[Message]
@@ -39,10 +54,14 @@ class Method:
     streaming: bool
     resumable: bool
     repeatable: bool
+    part: type[Message] | None = None
 
 
 def bindings(rpc: MethodDescriptor) -> Iterator[Binding]:
-    """The HTTP forms of an RPC, none when it has no annotation."""
+    """The HTTP forms of an RPC, none when it has no annotation and is no upload."""
+    if rpc.full_name in UPLOADS:
+        path = UPLOADS[rpc.full_name]
+        yield Binding(rpc, "POST", path, parse(path), "")
     rule = rpc.GetOptions().Extensions[annotations_pb2.http]
     for form in (rule, *rule.additional_bindings):
         verb = form.WhichOneof("pattern")
@@ -75,12 +94,13 @@ def build_router(backends: Backends) -> Router[Method]:
 
 def _method(binding: Binding, channel: grpc.aio.Channel) -> Method:
     rpc = binding.rpc
-    request = message_factory.GetMessageClass(rpc.input_type)
+    request = message_factory.GetMessageClass(binding.input_type)
     response = message_factory.GetMessageClass(rpc.output_type)
+    part = message_factory.GetMessageClass(rpc.input_type)
     open_call = channel.unary_stream if rpc.server_streaming else channel.unary_unary
-    call = open_call(
+    call = (channel.stream_unary if rpc.client_streaming else open_call)(
         f"/{rpc.containing_service.full_name}/{rpc.name}",
-        request_serializer=request.SerializeToString,
+        request_serializer=part.SerializeToString,
         response_deserializer=response.FromString,
     )
     return Method(
@@ -91,4 +111,5 @@ def _method(binding: Binding, channel: grpc.aio.Channel) -> Method:
         streaming=rpc.server_streaming,
         resumable="cursor" in rpc.input_type.fields_by_name,
         repeatable="request_id" in rpc.input_type.fields_by_name,
+        part=part if rpc.client_streaming else None,
     )

@@ -89,6 +89,9 @@ def _operation(binding: Binding, schemas: Schemas) -> dict[str, Any]:
     }
     if binding.body:
         operation["requestBody"] = _request_body(binding, schemas)
+    if rpc.client_streaming:
+        content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        operation["requestBody"] = {"required": True, "description": "The file itself.", "content": content}
     operation["responses"] = {
         "200": {"description": "Done.", "content": _content(binding, schemas)},
         "default": {
@@ -124,7 +127,7 @@ def _parameters(binding: Binding, schemas: Schemas) -> Iterator[dict[str, Any]]:
     taken = _path_fields(binding)
     for path in taken:
         *parents, name = path.split(".")
-        kind = binding.rpc.input_type
+        kind = binding.input_type
         for parent in parents:
             part = kind.fields_by_name[parent].message_type
             assert part is not None
@@ -132,7 +135,7 @@ def _parameters(binding: Binding, schemas: Schemas) -> Iterator[dict[str, Any]]:
         schema = schemas.field(kind.fields_by_name[name])
         yield {"name": path, "in": "path", "required": True, "schema": schema}
     if binding.body != "*":
-        yield from _query(binding.rpc.input_type, {*taken, binding.body}, "", schemas)
+        yield from _query(binding.input_type, {*taken, binding.body}, "", schemas)
     if binding.rpc.server_streaming and "cursor" in binding.rpc.input_type.fields_by_name:
         yield _CURSOR_HEADER
 

@@ -42,19 +42,19 @@ class AllTasksWatcher:
         InvalidArgument for a bad cursor.
         """
         after = parse_event_cursor(cursor)
-        if after is not None and not reaches(await self.bus.sequences(subjects.EVENTS), after):
-            after = None
-        while True:
-            if after is None:
-                # The position comes first: what happens between the two is told again rather than lost.
-                _, after = await when_available(lambda: self.bus.sequences(subjects.EVENTS))
-                async with aclosing(self._unfinished(principal)) as tasks:
-                    async for task in tasks:
-                        yield snapshot_of(task), format_event_cursor(after)
+        if after is not None and reaches(await self.bus.sequences(subjects.EVENTS), after):
             async with aclosing(self._follow(principal, after)) as events:
                 async for event in events:
                     yield event
-            after = None
+        while True:
+            # The position comes first: what happens between the two is told again rather than lost.
+            _, position = await when_available(lambda: self.bus.sequences(subjects.EVENTS))
+            async with aclosing(self._unfinished(principal)) as tasks:
+                async for task in tasks:
+                    yield snapshot_of(task), format_event_cursor(position)
+            async with aclosing(self._follow(principal, position)) as events:
+                async for event in events:
+                    yield event
 
     async def _unfinished(self, principal: Principal) -> AsyncGenerator[Task, None]:
         """The caller's tasks that have not ended, oldest first."""

@@ -1,0 +1,1 @@
+"""What the two surfaces of the training guide share: /api/training and /api/llm-finetuning."""

@@ -1,0 +1,70 @@
+"""One request on a route of the training guide: who calls, and what path, query and body say."""
+
+import json
+import secrets
+from typing import Any
+
+from starlette.requests import Request
+
+from gateway import http
+from gateway.app import REQUEST
+from gateway.calls import call_metadata
+from gateway.guide.errors import QUERY
+from gateway.native.api import BODY_NOT_JSON
+from gateway.settings import GatewaySettings
+from parameterkit.messages import received
+from servicekit.errors import InvalidArgument, Problem
+
+_LONGEST_KEY = 128
+
+
+class Call:
+    """A request with the identity that it is made with."""
+
+    def __init__(self, request: Request, settings: GatewaySettings) -> None:
+        self.http: http.Request = request.scope[REQUEST]
+        self.metadata = call_metadata(self.http)
+        self.settings = settings
+        self._request = request
+
+    async def ask(self, method: Any, message: Any) -> Any:
+        """A call of a service on behalf of the caller."""
+        return await method(message, timeout=self.settings.request_seconds, metadata=self.metadata)
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return str(self._request.path_params[name])
+
+    def text(self, name: str) -> str:
+        """A query parameter, empty when it is not given."""
+        return self._request.query_params.get(name, "").strip()
+
+    def count(self, name: str, default: int, most: int) -> int:
+        """A query parameter that is a whole number from 1. Raises InvalidArgument."""
+        text = self.text(name)
+        if not text:
+            return default
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+            message = f"a whole number from 1 to {most} was expected, not {received(text)}"
+            raise InvalidArgument(problems=[Problem(QUERY + name, message)])
+        return int(text)
+
+    def repeat_id(self) -> str:
+        """What makes a repeated creation harmless; the channel may try a call again, and a caller may name it."""
+        return self.http.header(b"idempotency-key")[:_LONGEST_KEY] or secrets.token_hex(16)
+
+    async def document(self) -> dict[str, Any]:
+        """The body, a JSON object; NaN and infinities are let through, so that their field can be named.
+
+        Raises InvalidArgument.
+        """
+        body = await http.read_body(self.http, self.settings.max_body_bytes, self.settings.request_seconds)
+        try:
+            document = json.loads(body)
+            json.dumps(document, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(f"the body is not JSON: {error}", reason=BODY_NOT_JSON) from None
+        if not isinstance(document, dict):
+            message = f"the body must be a JSON object, not {received(document)}"
+            raise InvalidArgument(message, reason=BODY_NOT_JSON)
+        return document

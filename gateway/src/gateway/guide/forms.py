@@ -1,0 +1,183 @@
+"""Multipart forms (RFC 7578), read as they come: fields in memory, files in temporary files without a name."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import IO
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from gateway.guide.call import Call
+from gateway.http import BODY_TOO_LARGE, Request, receive_chunks
+from servicekit.errors import InvalidArgument, Problem
+
+MOST_PARTS = 200
+LONGEST_FIELD = 64 * 1024
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(slots=True)
+class FormFile:
+    """A file of a form; its name is what the caller says."""
+
+    name: str
+    file: IO[bytes]
+    size: int = 0
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Its bytes, a megabyte at a time."""
+        await asyncio.to_thread(self.file.seek, 0)
+        while chunk := await asyncio.to_thread(self.file.read, CHUNK_BYTES):
+            yield chunk
+
+
+@dataclass(slots=True)
+class Form:
+    """Fields and files by their names; the last of several with one name counts."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FormFile] = field(default_factory=dict)
+
+    def file(self, name: str) -> FormFile:
+        """The file with a name. Raises InvalidArgument when there is none, or when it is empty."""
+        if name not in self.files:
+            message = "a file was expected, not a text" if name in self.fields else "must be given"
+            raise InvalidArgument(problems=[Problem(name, message)])
+        if not self.files[name].size:
+            raise InvalidArgument(problems=[Problem(name, "the file is empty")])
+        return self.files[name]
+
+
+@asynccontextmanager
+async def read_form(call: Call) -> AsyncIterator[Form]:
+    """The form of a request; its files are gone at the end of the block.
+
+    Raises InvalidArgument for what is no form or is too large, DeadlineExceeded when it comes too slowly.
+    """
+    settings = call.settings
+    reader = _Reader(_boundary(call.http), settings.max_upload_bytes)
+    try:
+        async for chunk in receive_chunks(call.http, settings.request_seconds):
+            await reader.feed(chunk)
+        yield reader.finish()
+    finally:
+        for file in reader.opened:
+            file.close()
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.header(b"content-type"))
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        raise InvalidArgument(problems=[Problem("", "the body must be multipart/form-data with a boundary")])
+    return boundary
+
+
+class _Reader:
+    """What the parser finds is queued by its callbacks and worked on between two pieces of the body."""
+
+    def __init__(self, boundary: bytes, most_bytes: int) -> None:
+        self._form = Form()
+        self._most = most_bytes
+        self.opened: list[IO[bytes]] = []
+        self._todo: list[Callable[[], Awaitable[None]]] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._header = b""
+        self._value = b""
+        self._parts = 0
+        self._name = ""
+        self._text: bytearray | None = None
+        self._file: FormFile | None = None
+        self._ended = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._on_part_begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": lambda: self._todo.append(self._end),
+                "on_end": self._on_end,
+            },
+        )
+
+    async def feed(self, chunk: bytes) -> None:
+        """Takes a piece of the body in. Raises InvalidArgument."""
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise InvalidArgument(problems=[Problem("", f"the form cannot be read: {error}")]) from None
+        todo, self._todo = self._todo, []
+        for step in todo:
+            await step()
+
+    def finish(self) -> Form:
+        """The whole form. Raises InvalidArgument when the body ended before it."""
+        if not self._ended:
+            raise InvalidArgument(problems=[Problem("", "the form is cut off: its last boundary is missing")])
+        return self._form
+
+    def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise InvalidArgument(problems=[Problem("", f"the form has more than {MOST_PARTS} parts")])
+        self._headers = {}
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._headers[self._header.lower()] = self._value
+        self._header = self._value = b""
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._todo.append(lambda: self._begin(options))
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        self._todo.append(lambda: self._write(piece))
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+    async def _begin(self, options: Mapping[bytes, bytes]) -> None:
+        self._name = options.get(b"name", b"").decode(errors="replace")
+        if not self._name:
+            raise InvalidArgument(problems=[Problem("", "a part of the form has no name")])
+        if b"filename" in options:
+            file = await asyncio.to_thread(tempfile.TemporaryFile)
+            self.opened.append(file)
+            self._file = FormFile(options[b"filename"].decode(errors="replace"), file)
+        else:
+            self._text = bytearray()
+
+    async def _write(self, piece: bytes) -> None:
+        if self._file is not None:
+            self._file.size += len(piece)
+            if self._file.size > self._most:
+                message = f"the file is larger than {self._most} bytes (TUNESMITH_MAX_UPLOAD_BYTES)"
+                raise InvalidArgument(message, reason=BODY_TOO_LARGE)
+            await asyncio.to_thread(self._file.file.write, piece)
+        elif self._text is not None:
+            self._text += piece
+            if len(self._text) > LONGEST_FIELD:
+                raise InvalidArgument(problems=[Problem(self._name, f"takes up to {LONGEST_FIELD} bytes")])
+
+    async def _end(self) -> None:
+        if self._file is not None:
+            self._form.files[self._name] = self._file
+        elif self._text is not None:
+            try:
+                self._form.fields[self._name] = self._text.decode()
+            except UnicodeDecodeError:
+                raise InvalidArgument(problems=[Problem(self._name, "is not text in UTF-8")]) from None
+        self._file = self._text = None

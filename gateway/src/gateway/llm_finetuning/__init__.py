@@ -1,0 +1,1 @@
+"""/api/llm-finetuning: the training guide's routes for adapters of language models."""

@@ -1,0 +1,1 @@
+"""/api/training: the training guide's routes for every kind of model."""

@@ -1,0 +1,1 @@
+"""/ws/training: what happens to tasks, over WebSockets (RFC 6455)."""
