@@ -197,15 +197,15 @@ class Bench:
     redelivery_seconds: float = 30.0
     preload: str = "light_preload"
     entry: str = "training_jobs:run"
+    estimator: Estimator = field(init=False)
+
+    def __post_init__(self) -> None:
+        places = Places(self.root / "work", self.outputs, self.root / "objects")
+        self.estimator = Estimator(places, Calibration(self.root / "calibration.json"))
 
     @property
     def outputs(self) -> Path:
         return self.root / "outputs"
-
-    @property
-    def estimator(self) -> Estimator:
-        places = Places(self.root / "work", self.outputs, self.root / "objects")
-        return Estimator(places, Calibration(self.root / "calibration.json"))
 
     @asynccontextmanager
     async def worker(

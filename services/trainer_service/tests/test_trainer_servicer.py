@@ -214,7 +214,9 @@ async def test_output_directories(
 @pytest.mark.parametrize("cpu_fallback", [False, True])
 def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallback: bool) -> None:
     roots = AllowedRoots([tmp_path / "data"])
-    checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback)
+    checks = SpecChecks(
+        roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback
+    )
     spec = make_spec({}, devices=spec_pb2.DeviceRequest(cuda_visible_devices="60"))
     problems = [problem.field for problem in checks.check(spec_pb2.TaskSpec(finetune=spec)).problems]
     accepted = cpu_fallback and not gpus()
@@ -222,14 +224,55 @@ def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallbac
 
 
 async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spec: MakeSpec) -> None:
-    for more in (
-        {"language_model": None, "object_detector": spec_pb2.ObjectDetectorParameters()},
-    ):
+    for more in ({"language_model": None, "object_detector": spec_pb2.ObjectDetectorParameters()},):
         with pytest.raises(Unimplemented):
             await check(stub, make_spec({}, **more))
     other = spec_pb2.TaskSpec(prepare=spec_pb2.PrepareSpec(dataset=spec_pb2.DatasetSource(path="x")))
     with pytest.raises(Unimplemented):
         await stub.CheckSpec(trainer.CheckSpecRequest(spec=other))
+
+
+async def test_estimates(stub: Stub, make_spec: MakeSpec) -> None:
+    """T20, M23: figures of memory, disk, checkpoints and steps, for the method asked for and for the others."""
+    spec = make_spec({})
+    spec.training.max_steps, spec.training.save_steps, spec.training.save_total_limit = 1000, 100, 3
+    answer = await stub.EstimateResources(trainer.EstimateResourcesRequest(spec=spec))
+    assert (answer.total_steps, answer.checkpoints, answer.checkpoints_kept, answer.rows) == (1000, 10, 3, 1)
+    memory = answer.memory
+    parts = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.overhead
+    assert answer.memory_bytes == parts
+    by_method = {item.method: item.memory_bytes for item in answer.methods}
+    assert by_method[spec_pb2.METHOD_FULL] == answer.memory_bytes
+    assert set(by_method) == {spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA, spec_pb2.METHOD_QLORA}
+    assert answer.disk_free_bytes > answer.disk_bytes > 3 * answer.checkpoint_bytes > 0
+    assert answer.memory_total_bytes > 0
+    assert answer.fits
+    assert answer.duration_seconds == 0
+    assert any("duration is not known" in note for note in answer.notes)
+
+
+async def test_nothing_to_estimate(stub: Stub, make_spec: MakeSpec) -> None:
+    for more, field in (
+        ({"base_model": "/nowhere"}, "spec.base_model"),
+        ({"base_model": "task:01abc"}, "spec.base_model"),
+        ({"dataset": spec_pb2.DatasetSource(path="/nowhere")}, "spec.dataset.path"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            await stub.EstimateResources(trainer.EstimateResourcesRequest(spec=make_spec({}, **more)))
+        assert [problem.field for problem in caught.value.problems] == [field]
+
+
+async def test_a_disk_that_cannot_take_the_checkpoints_is_a_problem_of_the_specification(
+    stub: Stub, make_spec: MakeSpec
+) -> None:
+    """Fault 25, M22: refused at submit, with the figures and what would fit."""
+    spec = make_spec({})
+    spec.training.max_steps, spec.training.save_steps = 1_000_000_000, 1
+    problems = await check(stub, spec)
+    assert set(problems) == {"finetune.training.save_total_limit"}
+    assert "are needed in" in problems["finetune.training.save_total_limit"]
+    spec.training.save_total_limit = 5
+    assert await check(stub, spec) == {}
 
 
 async def test_rules_of_the_proto_hold_here_too(stub: Stub) -> None:
