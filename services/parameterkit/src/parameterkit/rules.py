@@ -11,6 +11,12 @@ from parameterkit.parameter import enum_words
 from parameterkit.table import BY_NAME, BY_PATH
 from tunesmith.task.v1 import spec_pb2
 
+# Of each group one value decides. Where a caller has decided, neither a template nor a default may decide otherwise.
+ALTERNATIVES = (
+    frozenset({"max_steps", "num_train_epochs"}),
+    frozenset({"warmup_steps", "warmup_ratio"}),
+    frozenset({"fp16", "bf16"}),
+)
 # A default is left out when its caller gave the other parameter, which would lose against it or exclude it.
 SHADOWED_BY = {"warmup_steps": "warmup_ratio", "fp16": "bf16"}
 # A default that is the value of another parameter.

@@ -5,16 +5,11 @@ from collections.abc import Collection, Iterable
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from parameterkit.rules import ALTERNATIVES
 from servicekit.errors import Problem
 from tunesmith.task.v1 import spec_pb2
 
 ROOT = "finetune"
-# Of each group one value decides. Where the user has decided, the template must not decide otherwise.
-ALTERNATIVES = (
-    frozenset({"max_steps", "num_train_epochs"}),
-    frozenset({"warmup_steps", "warmup_ratio"}),
-    frozenset({"fp16", "bf16"}),
-)
 
 
 def template_misfits(template: spec_pb2.FinetuneSpec, spec: spec_pb2.TaskSpec, template_id: str) -> list[Problem]:
