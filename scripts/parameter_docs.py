@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from parameterkit import PARAMETERS, SURFACES, Parameter, defaults, guidance
+from parameterkit import PARAMETERS, SURFACES, Parameter, defaults, effective_defaults, guidance
 from parameterkit.limits import Limits
 from parameterkit.messages import CHINESE, ENGLISH, Text
 from parameterkit.parameter import CATEGORIES
@@ -166,7 +166,8 @@ def _default(row: Parameter, language: str) -> str:
         return _REQUIRED.say(language)
     if row.name in DERIVED:
         return _AS.say(language, name=DERIVED[row.name])
-    return "" if row.default is None else _shown(row.default)
+    value = effective_defaults().get(row.name)
+    return "" if value is None else _shown(value)
 
 
 def _defaults(language: str) -> Iterator[str]:

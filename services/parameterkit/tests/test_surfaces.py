@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from parameterkit import BY_NAME, SURFACES, defaults, effective_defaults, ranges, required, shown
+from parameterkit import BY_NAME, PARAMETERS, SURFACES, defaults, effective_defaults, ranges, required, shown
 from parameterkit.values import parse
 
 DOCUMENTED: dict[str, dict[str, Any]] = {
@@ -171,6 +171,20 @@ def test_defaults_are_never_mixed() -> None:
     assert "weight_decay" not in defaults("finetuning")
     assert effective_defaults("finetuning")["weight_decay"] == defaults("native")["weight_decay"]
     assert effective_defaults("studio")["lora_alpha"] == 16
+
+
+def test_m30_switches_show_what_a_form_starts_with() -> None:
+    studio = effective_defaults("studio", "sft")
+    assert studio["use_lora"]
+    assert not studio["use_qlora"]
+    assert not studio["use_8bit_optimizer"]
+    assert studio["memory_optimization"]
+    qlora = effective_defaults("llm_finetuning_qlora")
+    assert (qlora["use_qlora"], qlora["use_4bit"], qlora["use_8bit"]) == (True, True, False)
+    assert (qlora["quantization"], qlora["peft_adapter"]) == ("nf4", "lora")
+    assert not effective_defaults("studio", "pretrain")["use_lora"]
+    for surface in SURFACES:
+        assert not {row.name for row in PARAMETERS if row.switch} - set(effective_defaults(surface))
 
 
 def test_m34_pretraining_in_the_studio_has_no_adapter_and_hides_its_parameters() -> None:

@@ -22,6 +22,22 @@ EIGHT_BIT_OPTIMIZERS = {
 Report = Callable[..., None]
 
 
+def switched(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the switches say of parameters, by their names: how a form shows them at first."""
+    method, optimizer = values["method"], values["optim"]
+    quantized = values["bnb_4bit_quant_type"] if method == "qlora" else "none"
+    return {
+        "use_lora": method != "full",
+        "use_qlora": method == "qlora",
+        "peft_adapter": "none" if method == "full" else "lora",
+        "quantization": quantized,
+        "use_4bit": quantized in FOUR_BIT,
+        "use_8bit": quantized == "int8",
+        "use_8bit_optimizer": EIGHT_BIT_OPTIMIZERS.get(optimizer) == optimizer,
+        "memory_optimization": values["gradient_checkpointing"],
+    }
+
+
 class Given(NamedTuple):
     """A value and the name under which the caller gave it."""
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from parameterkit.limits import Limits
+from parameterkit.methods import switched
 from parameterkit.parameter import OBJECTIVES, Parameter
 from parameterkit.table import PARAMETERS
 
@@ -240,8 +241,12 @@ def defaults(surface: str = NATIVE, objective: str = "") -> Mapping[str, Any]:
 
 
 def effective_defaults(surface: str = NATIVE, objective: str = "") -> Mapping[str, Any]:
-    """What holds in the end where a caller of a surface says nothing: its own defaults, then the platform's."""
-    return MappingProxyType({**defaults(NATIVE), **defaults(surface, objective)})
+    """What holds in the end where a caller of a surface says nothing: its own defaults, then the platform's.
+
+    Switches say what the others mean.
+    """
+    values = {**defaults(NATIVE), **defaults(surface, objective)}
+    return MappingProxyType({**values, **switched(values)})
 
 
 def ranges(surface: str = NATIVE) -> Mapping[str, Limits]:
