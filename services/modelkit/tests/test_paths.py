@@ -63,3 +63,15 @@ def test_what_is_private_lies_outside_although_a_root_contains_it(tmp_path: Path
     with pytest.raises(PathNotAllowed, match="outside the allowed directories"):
         roots.resolve(str(tmp_path / name), field="base_model")
     assert roots.resolve(str(tmp_path / "models"), field="base_model") == tmp_path / "models"
+
+
+def test_the_platforms_own_copies_may_be_read_and_not_named(tmp_path: Path) -> None:
+    """The cache of data lies in the workers' scratch space, which is private."""
+    cached = tmp_path / "work" / "cache" / "rows.jsonl"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    roots = AllowedRoots([tmp_path], private=[tmp_path / "work"], own=[tmp_path / "work" / "cache"])
+    assert roots.contains(cached)
+    assert not roots.contains(tmp_path / "work" / "other")
+    with pytest.raises(PathNotAllowed):
+        roots.resolve(str(cached), field="dataset.path")

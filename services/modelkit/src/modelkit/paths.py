@@ -11,21 +11,31 @@ class AllowedRoots:
     """The directories beneath which models, datasets and outputs may lie.
 
     Symbolic links are followed before a path is judged, so a link cannot lead out of the roots. What lies in a
-    private path is outside, although a root contains it.
+    private path is outside, although a root contains it. What lies in an own directory, where the platform itself keeps
+    copies, is inside although a private path contains that; users cannot name paths there.
     """
 
     def __init__(
-        self, roots: Iterable[str | os.PathLike[str]], *, private: Iterable[str | os.PathLike[str]] = ()
+        self,
+        roots: Iterable[str | os.PathLike[str]],
+        *,
+        private: Iterable[str | os.PathLike[str]] = (),
+        own: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         self.roots = tuple(dict.fromkeys(Path(os.path.realpath(root)) for root in roots))
         self.private = tuple(dict.fromkeys(Path(os.path.realpath(path)) for path in private))
+        self.own = tuple(dict.fromkeys(Path(os.path.realpath(path)) for path in own))
 
     def __str__(self) -> str:
-        return ", ".join(str(root) for root in self.roots) or "none"
+        return ", ".join(str(root) for root in (*self.roots, *self.own)) or "none"
 
     def contains(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a path, its links followed, lies in one of the roots and in nothing private."""
+        """Whether a path, its links followed, lies in a root and in nothing private, or in an own directory."""
         real = Path(os.path.realpath(path))
+        return any(map(real.is_relative_to, self.own)) or self._named(real)
+
+    def _named(self, real: Path) -> bool:
+        """Whether users may name a real path."""
         return any(map(real.is_relative_to, self.roots)) and not any(map(real.is_relative_to, self.private))
 
     def resolve(self, path: str, *, field: str, must_exist: bool = True) -> Path:
@@ -37,7 +47,7 @@ class AllowedRoots:
         if not path.strip() or "\0" in path:
             raise PathNotAllowed(Problem(field, f"{path!r} is not a path"))
         candidates = [Path(path)] if Path(path).is_absolute() else [root / path for root in self.roots]
-        allowed = [real for real in map(self._real, candidates) if real and self.contains(real)]
+        allowed = [real for real in map(self._real, candidates) if real and self._named(real)]
         if not allowed:
             message = f"{path!r} is outside the allowed directories ({self}); use a path beneath one of them"
             raise PathNotAllowed(Problem(field, message))

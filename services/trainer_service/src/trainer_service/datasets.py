@@ -67,7 +67,8 @@ class DatasetChecks:
             raise type(error)([*error.problems, *problems], reason=error.reason) from error
         if problems:
             raise ModelkitError(problems)
-        within = AllowedRoots([*allowed.roots, *(roots.roots if validation else ())], private=roots.private)
+        named = [*allowed.roots, *(roots.roots if validation else ())]
+        within = AllowedRoots(named, private=roots.private, own=allowed.own)
         return datasets.locate(
             path, self.cache, validation=validation, roots=within, reading=reading, field=f"{where}.{kind}"
         )
@@ -105,7 +106,7 @@ class DatasetChecks:
             fetched = self._remote.uploaded(source.dataset_id, field=field, token=token)
         else:
             fetched = self._remote.stored(source.uri, field=field)
-        return fetched, AllowedRoots([self.cache.root])
+        return fetched, AllowedRoots([], own=[self.cache.root])
 
     def _resolve_path(self, path: str, roots: AllowedRoots, field: str) -> tuple[Path, AllowedRoots]:
         """A path below the roots; a name such as tatsu-lab/alpaca that is no path may be one of the hub."""

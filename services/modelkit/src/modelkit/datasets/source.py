@@ -58,7 +58,7 @@ def locate(
     splits = _splits(path, cache, roots, field)
     if validation is not None:
         splits[VALIDATION] = _splits(validation, cache, roots, f"{field.rpartition('.')[0]}.validation_path")[TRAIN]
-    allowed = AllowedRoots([*roots.roots, cache.root], private=roots.private) if roots else None
+    allowed = AllowedRoots(roots.roots, private=roots.private, own=[*roots.own, cache.root]) if roots else None
     problems = [
         Problem(field, refusal) for files in splits.values() for file in files if (refusal := _refusal(file, allowed))
     ]
