@@ -147,10 +147,15 @@ def _row(row: Parameter, language: str) -> list[str]:
 
 def _values(row: Parameter, language: str) -> str:
     if row.choices:
-        return ", ".join(f"`{choice}`" for choice in row.choices)
+        return ", ".join(_choice(row, choice) for choice in row.choices)
     bounds = row.limits
     limited = _interval(bounds) if _bounded(bounds) else ""
     return f"{_TYPES[row.type].say(language)} {limited}".strip()
+
+
+def _choice(row: Parameter, choice: str) -> str:
+    spellings = [f"`{word}`" for word, meant in row.words.items() if meant == choice]
+    return f"`{choice}` ({', '.join(spellings)})" if spellings else f"`{choice}`"
 
 
 def _bounded(bounds: Limits) -> bool:

@@ -7,6 +7,7 @@ Reading its requests, the documents and the forms follow from that.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -249,6 +250,7 @@ def effective_defaults(surface: str = NATIVE, objective: str = "") -> Mapping[st
     return MappingProxyType({**values, **switched(values)})
 
 
+@cache
 def ranges(surface: str = NATIVE) -> Mapping[str, Limits]:
     """The limits of every parameter on a surface, by name: the contract's, narrowed by the surface's own."""
     own = SURFACES[surface].ranges
