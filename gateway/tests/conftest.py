@@ -157,7 +157,7 @@ class TaskService(task_service_pb2_grpc.TaskServiceServicer):
                 if isinstance(message, TunesmithError):
                     raise message
                 yield message
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
 

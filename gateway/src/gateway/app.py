@@ -64,6 +64,10 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             raise RuntimeError(f"{scope['type']} is not served")
+        if scope["type"] == "websocket":
+            # The server logs a WebSocket's address with its query, which may carry secrets.
+            scope["query_string"] = b""
+            await receive()  # that it wants to connect
         headers = dict(scope["headers"])
         request = Request(scope, receive, headers, request_id(headers.get(b"x-request-id")))
         answer = _Answer(send, request)
@@ -93,8 +97,6 @@ class Gateway:
             message = f"the host {name!r} is not served here; TUNESMITH_ALLOWED_HOSTS names more hosts"
             await self._fail(request, answer, InvalidArgument(message, reason=HOST_NOT_ALLOWED))
         elif request.scope["type"] == "websocket":
-            # The server logs a WebSocket's address with its query, which may carry secrets.
-            request.scope["query_string"] = b""
             await self._sockets(request, answer)
         elif path.startswith("/v1/"):
             await self._native(request, answer)
@@ -104,7 +106,10 @@ class Gateway:
 
     @staticmethod
     async def _fail(request: Request, answer: "_Answer", error: TunesmithError) -> None:
-        await (refuse if request.scope["type"] == "websocket" else send_error)(answer, error)
+        if request.scope["type"] == "websocket":
+            await refuse(request, answer, error)
+        else:
+            await send_error(answer, error)
 
     def _is_allowed(self, host: bytes) -> bool:
         name = host.decode("latin-1").lower()

@@ -88,6 +88,8 @@ class Server(uvicorn.Server):
 
 def build_server(settings: GatewaySettings, app: ASGIApp) -> Server:
     """The HTTP server of an application."""
+    # In detail, the server would log the headers of WebSockets, and tokens with them.
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
     return Server(
         uvicorn.Config(
             app,

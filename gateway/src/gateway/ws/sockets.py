@@ -34,11 +34,10 @@ class Sockets:
 
     async def __call__(self, request: Request, send: Send) -> None:
         """Serves one client; one that may not connect is refused with an HTTP status."""
-        await request.receive()  # websocket.connect
         try:
             events = self._events(request)
         except TunesmithError as error:
-            await refuse(send, error)
+            await refuse(request, send, error)
             return
         await send({"type": "websocket.accept", "subprotocol": self._handshake.subprotocol(request)})
         connection = Connection(
