@@ -146,10 +146,9 @@ def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Te
     return torch.zeros_like(parameter) if gradient is None else gradient
 
 
-def _chunks(tokens: int, head: nn.Module, device: torch.device) -> list[tuple[int, int]]:
+def _chunks(tokens: int, head: Any, device: torch.device) -> list[tuple[int, int]]:
     """Ranges of tokens of like size whose logits fit in the room there is for them."""
-    widest = max(parameter.shape[0] for parameter in head.parameters())
-    most = max(LEAST_CHUNK, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"]) // widest)
+    most = max(LEAST_CHUNK, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"]) // int(head.out_features))
     count = -(-tokens // most)
     return [(tokens * at // count, tokens * (at + 1) // count) for at in range(count)]
 
