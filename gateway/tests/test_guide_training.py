@@ -4,8 +4,14 @@ import re
 from typing import Any
 
 import pytest
+from starlette.routing import Mount, Route
 
+from gateway.backends import connect
+from gateway.llm_finetuning.routes import llm_finetuning_routes
+from gateway.settings import GatewaySettings
+from gateway.setup import describe
 from gateway.tests.conftest import TASK_ID, Gateway
+from gateway.training.routes import training_routes
 from servicekit.errors import (
     FailedPrecondition,
     Internal,
@@ -392,3 +398,30 @@ async def test_limits_of_a_list_are_checked(gateway: Gateway) -> None:
 async def test_method_is_lora(gateway: Gateway) -> None:
     await start(gateway)
     assert created(gateway).spec.finetune.language_model.method == spec_pb2.METHOD_LORA
+
+
+async def test_every_route_is_described() -> None:
+    """Of both surfaces; each request's ranges and defaults are those of its surface."""
+    settings = GatewaySettings(port=0)
+    backends = connect(settings)
+    served: set[tuple[str, str]] = set()
+    for mount in (training_routes(backends, settings), llm_finetuning_routes(backends, settings)):
+        assert isinstance(mount, Mount)
+        for route in mount.routes:
+            assert isinstance(route, Route)
+            verbs = set(route.methods or ()) - {"HEAD"}
+            served |= {(mount.path + route.path, verb.lower()) for verb in verbs}
+    await backends.close()
+    document = describe()
+    prefixes = ("/api/training", "/api/llm-finetuning")
+    described = {
+        (path, verb) for path in document["paths"] if path.startswith(prefixes) for verb in document["paths"][path]
+    }
+    assert described == served
+    schemas = document["components"]["schemas"]
+    epochs = schemas["TrainingRequest"]["properties"]["epochs"]
+    assert (epochs["minimum"], epochs["maximum"], epochs["default"]) == (1, 100, 10)
+    assert schemas["QLoRARequest"]["properties"]["lora_r"]["default"] == 64
+    assert schemas["LoRARequest"]["properties"]["lora_r"]["maximum"] == 256
+    identifiers = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(identifiers)) == len(identifiers)

@@ -17,7 +17,9 @@ from gateway.app import ASGIApp, Gateway
 from gateway.backends import Backends, connect
 from gateway.finetuning import describe as finetuning
 from gateway.finetuning.routes import finetuning_routes
+from gateway.guide import describe as guide
 from gateway.health import Health
+from gateway.llm_finetuning import describe as llm_finetuning
 from gateway.llm_finetuning.routes import llm_finetuning_routes
 from gateway.native import openapi
 from gateway.native.api import NativeApi
@@ -26,6 +28,7 @@ from gateway.native.methods import build_router
 from gateway.native.streams import Streams
 from gateway.pages import build_pages
 from gateway.settings import GatewaySettings
+from gateway.training import describe as training
 from gateway.training.routes import training_routes
 from gateway.ws.sockets import Sockets
 from servicekit import telemetry
@@ -65,7 +68,10 @@ def build_app(
 
 def describe() -> dict[str, Any]:
     """The OpenAPI document of everything that is served."""
-    return openapi.build(finetuning.paths(), finetuning.schemas())
+    surfaces = (finetuning, training, llm_finetuning)
+    paths = {path: operations for surface in surfaces for path, operations in surface.paths().items()}
+    schemas = {name: schema for surface in (*surfaces, guide) for name, schema in surface.schemas().items()}
+    return openapi.build(paths, schemas)
 
 
 def listen(settings: GatewaySettings) -> socket.socket:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from gateway.finetuning.arguments import ARGUMENTS, DEFAULTS, DEVICE_ARGUMENTS, SURFACE
+from gateway.argument_schemas import argument_schemas
+from gateway.finetuning.arguments import ARGUMENTS, DEVICE_ARGUMENTS, SURFACE
 from gateway.finetuning.views import STATUS_OF_STATE
-from gateway.native.schemas import Schema, limited
-from parameterkit import Parameter, ranges
+from gateway.native.schemas import Schema
 
 TAG = "finetuning"
 _STATUSES = sorted(set(STATUS_OF_STATE.values()))
@@ -17,7 +17,6 @@ _TOKEN = {
 }
 _ID = {"name": "id", "in": "query", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _TEXT: Schema = {"type": "string"}
-_TYPES = {"integer": "integer", "number": "number", "boolean": "boolean"}
 _NULLABLE: Schema = {"type": ["string", "null"]}
 _INTEGER: Schema = {"type": "integer"}
 _JSON_TEXT: Schema = {"type": ["string", "null"], "description": "JSON in a string."}
@@ -123,7 +122,7 @@ def _log_parameters() -> list[dict[str, Any]]:
 
 
 def _create() -> Schema:
-    arguments, devices = _arguments(ARGUMENTS), _arguments(DEVICE_ARGUMENTS)
+    arguments, devices = argument_schemas(ARGUMENTS, SURFACE), argument_schemas(DEVICE_ARGUMENTS, SURFACE)
     return {
         "type": "object",
         "required": ["name", "baseModel", "datasetPath"],
@@ -138,26 +137,6 @@ def _create() -> Schema:
             "command": {"type": "string", "description": "Refused unless the deployment takes commands."},
         },
     }
-
-
-def _arguments(rows: tuple[Parameter, ...]) -> dict[str, Schema]:
-    shapes: dict[str, Schema] = {}
-    for row in rows:
-        shape = _argument(row)
-        shapes[row.name] = shape
-        shapes |= {alias: {**shape, "description": f"Same as {row.name}."} for alias in row.aliases}
-    return shapes
-
-
-def _argument(row: Parameter) -> Schema:
-    bounds = ranges(SURFACE)[row.name]
-    shape: Schema = {"type": _TYPES.get(row.type, "string"), **limited(bounds)}
-    if row.type == "list":
-        shape = {"type": "array", "items": {"type": "string", **limited(bounds)}, "uniqueItems": bounds.unique}
-    if row.choices:
-        shape["enum"] = list(row.choices)
-    shape["description"] = row.description_en
-    return {**shape, "default": DEFAULTS[row.name]} if row.name in DEFAULTS else shape
 
 
 def _reference(name: str) -> Schema:
