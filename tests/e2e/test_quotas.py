@@ -1,18 +1,23 @@
 """Quotas on the whole platform with the real trainer, for both things that may happen when one is spent (M21, M24)."""
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import nats
 import pytest
+from nats.js.api import DeliverPolicy
 
+from servicekit import subjects
 from servicekit.grpc_client import open_channel
 from servicekit.identity import Role, TokenIssuer
 from tests.support.platform import Platform, Workload
 from tunesmith.client import Client
 from tunesmith.task.v1 import quota_service_pb2 as pb
 from tunesmith.task.v1 import quota_service_pb2_grpc
+from tunesmith.task.v1.event_pb2 import TaskEvent
 from tunesmith.task.v1.spec_pb2 import METHOD_LORA
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_STOPPED
 
@@ -32,6 +37,20 @@ def user(platform: Platform, name: str) -> Iterator[Client]:
         yield client
 
 
+async def heard(platform: Platform, name: str) -> list[str]:
+    """What a program that subscribes to the platform's events hears of a user's quota, up to its end."""
+    login = json.loads((platform.data_dir / "run" / "subscriber.json").read_text())
+    connection = await nats.connect(login["url"], user=login["user"], password=login["password"])
+    events = await connection.jetstream().subscribe(
+        f"tunesmith.v1.quota.*.{subjects.user(name)}", ordered_consumer=True, deliver_policy=DeliverPolicy.ALL
+    )
+    types: list[str] = []
+    while "quota.exhausted" not in types:
+        types.append(TaskEvent.FromString((await events.next_msg(timeout=10)).data).type)
+    await connection.close()
+    return types
+
+
 async def test_a_task_goes_on_unsaved_and_its_model_is_kept(
     quotas: Any, platform: Platform, workload: Workload
 ) -> None:
@@ -44,6 +63,7 @@ async def test_a_task_goes_on_unsaved_and_its_model_is_kept(
         log = "\n".join(line.text for line in client.tasks.logs(task.id).lines)
     assert log.count("warning: the checkpoint quota is spent") == 1
     assert list((platform.data_dir / "outputs" / task.id).glob("*.safetensors"))
+    assert await heard(platform, "unsaved") == ["quota.low", "quota.exhausted"]
     quota = (await quotas.GetQuota(pb.GetQuotaRequest(user="unsaved"))).quota
     assert (quota.used, quota.remaining, quota.low) == (2, 0, True)
 

@@ -117,10 +117,12 @@ class Work:
         require_service(principal)
 
         async def transaction(session: AsyncSession) -> tuple[Directive, int, Quota | None]:
-            row = (await TaskRepository(session).lock([request.task_id])).get(request.task_id)
-            if row is None or row.delete_time:
+            found = await self._quotas(session).lock_task(request.task_id)
+            if found is None:
                 return Directive.ABANDON, await current_time(session), None
-            quota, now = await self._quotas(session).at_this_time(row.owner)
+            row, quota, now = found
+            if row.delete_time:
+                return Directive.ABANDON, now, None
             lifecycle = lifecycles.load(row)
             directive = lifecycle.heartbeat(request.attempt, request.worker, request.pid, now)
             lifecycles.store(lifecycle, row)

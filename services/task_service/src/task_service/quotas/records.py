@@ -2,15 +2,26 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import insert, literal, select
+from sqlalchemy import bindparam, insert, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from task_service.database.models import QuotaRow
+from task_service.database.models import QuotaRow, TaskRow
 from task_service.database.types import now
 from task_service.domain.quota import Quota, QuotaAction, period
 
 DEFAULT_ACTION = QuotaAction.CONTINUE_UNSAVED
+
+# Built once: heartbeats are frequent, and building a statement costs more than running it.
+_COLUMNS = (now(), QuotaRow.monthly_allowance, QuotaRow.exhausted_action, QuotaRow.period, QuotaRow.used)
+_ONE = select(literal(1).label("one")).subquery()
+_OWNERS = select(*_COLUMNS).select_from(_ONE.outerjoin(QuotaRow, QuotaRow.owner == bindparam("owner")))
+_TASKS = (
+    select(TaskRow, *_COLUMNS)
+    .outerjoin(QuotaRow, QuotaRow.owner == TaskRow.owner)
+    .where(TaskRow.id == bindparam("task_id"))
+    .with_for_update(of=TaskRow)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +41,17 @@ class QuotaRepository:
         self._default = default
 
     async def at_this_time(self, owner: str) -> tuple[Quota, int]:
-        """A user's quota and the database's clock in microseconds, in one statement: heartbeats need both."""
-        one = select(literal(1).label("one")).subquery()
-        columns = (QuotaRow.monthly_allowance, QuotaRow.exhausted_action, QuotaRow.period, QuotaRow.used)
-        query = select(now(), *columns).select_from(one.outerjoin(QuotaRow, QuotaRow.owner == owner))
-        time, allowance, action, month, used = (await self._session.execute(query)).one()
+        """A user's quota and the database's clock in microseconds, in one statement."""
+        time, allowance, action, month, used = (await self._session.execute(_OWNERS, {"owner": owner})).one()
         return self._quota(allowance, action, used if month == period(time) else 0), time
+
+    async def lock_task(self, task_id: str) -> tuple[TaskRow, Quota, int] | None:
+        """A task, locked, with its owner's quota and the database's clock, in one statement; None without the task."""
+        found = (await self._session.execute(_TASKS, {"task_id": task_id})).one_or_none()
+        if found is None:
+            return None
+        row, time, allowance, action, month, used = found
+        return row, self._quota(allowance, action, used if month == period(time) else 0), time
 
     async def count(self, owner: str, time: int) -> Counted:
         """Counts a checkpoint that is recorded in this transaction."""
