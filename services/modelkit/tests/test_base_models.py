@@ -113,7 +113,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), "CONFIG_INVALID", "not a JSON object"),
     "no model_type": (lambda d: edit_config(d, model_type=...), "CONFIG_INVALID", "names no model_type"),
     "own code": (
-        lambda d: edit_config(d, model_type="chatglm", auto_map={"AutoModel": "m.Model"}),
+        lambda d: edit_config(d, model_type="baichuan", auto_map={"AutoModel": "m.Model"}),
         "UNKNOWN_ARCHITECTURE",
         "code of its own, which is never run",
     ),

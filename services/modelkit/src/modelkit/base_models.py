@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modelkit import chatglm
 from modelkit.catalogue import CATALOGUE, CatalogueEntry, hub_id
 from modelkit.errors import InvalidModel, Problem
 from modelkit.inspection import Inspection, gguf_message, inspect
@@ -22,6 +23,7 @@ class ResolvedModel:
     family is the model_type, architecture the class; sha256 identifies config.json and the weights' names, shapes and
     sizes; parameters counts weights, weight_bytes their storage; dtype is that of most weights ("float32", ...).
     config is config.json; notes say what was passed over in it; layers are the names of its matrices ("q_proj", ...).
+    A model that needs conversion is described as it will be then; `BaseModels.ready` converts it.
     """
 
     id: str
@@ -35,6 +37,7 @@ class ResolvedModel:
     config: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
     layers: frozenset[str] = field(default=frozenset(), repr=False)
+    needs_conversion: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,15 @@ class OfferedModel:
 
 
 class BaseModels:
-    """Resolves names of base models beneath allowed roots and in the local Hugging Face cache."""
+    """Resolves names of base models beneath allowed roots and in the local Hugging Face cache.
 
-    def __init__(self, roots: AllowedRoots, *, hub_cache: str | os.PathLike[str] | None = None) -> None:
+    conversions is where models are kept that had to be converted.
+    """
+
+    def __init__(
+        self, roots: AllowedRoots, *, hub_cache: str | os.PathLike[str] | None = None, conversions: Path | None = None
+    ) -> None:
+        self._conversions = conversions
         self._roots = roots
         self._hub_cache = Path(hub_cache) if hub_cache is not None else default_hub_cache()
         self._is_allowed = AllowedRoots([*roots.roots, self._hub_cache], private=roots.private).contains
@@ -60,6 +69,19 @@ class BaseModels:
         """
         directory = self.locate(name, field=field)
         return describe(name, directory, inspect(directory, self._is_allowed), field=field)
+
+    def ready(self, model: ResolvedModel) -> Path:
+        """The directory to load a model from, converted first when it needs that, which reads and writes all of it.
+
+        Raises InvalidModel or OSError.
+        """
+        if not model.needs_conversion:
+            return model.directory
+        if self._conversions is None:
+            raise InvalidModel(
+                Problem("base_model", f"{model.directory} needs conversion, and there is no place for it")
+            )
+        return chatglm.convert(model.directory, self._conversions, sha256=model.sha256)
 
     def locate(self, name: str, *, field: str = "base_model") -> Path:
         """The directory of a model, not yet checked. Raises PathNotAllowed or InvalidModel."""
@@ -148,6 +170,7 @@ def describe(name: str, directory: Path, inspection: Inspection, *, field: str) 
         config=inspection.config,
         notes=tuple(inspection.notes),
         layers=frozenset(inspection.layers),
+        needs_conversion=inspection.needs_conversion,
     )
 
 

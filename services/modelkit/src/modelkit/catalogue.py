@@ -20,16 +20,14 @@ class CatalogueEntry:
     hub_id: str = ""
 
 
-_NEEDS_CONVERSION = "Needs code of its own in the original form; put a converted model under this name"
-
 CATALOGUE = (
     CatalogueEntry("meta-llama/Llama-2-7b-hf", "LLaMA 2-7B", "llama", "7B", "Base version", 16),
     CatalogueEntry("meta-llama/Llama-2-13b-hf", "LLaMA 2-13B", "llama", "13B", "Medium size", 24),
     CatalogueEntry("meta-llama/Llama-2-70b-hf", "LLaMA 2-70B", "llama", "70B", "Large", 140),
     CatalogueEntry("meta-llama/Meta-Llama-3-8B", "LLaMA 3-8B", "llama", "8B", "Newer generation", 16),
     CatalogueEntry("meta-llama/Meta-Llama-3-70B", "LLaMA 3-70B", "llama", "70B", "Newer generation, large", 140),
-    CatalogueEntry("THUDM/chatglm2-6b", "ChatGLM2-6B", "chatglm", "6B", f"Tuned for Chinese. {_NEEDS_CONVERSION}", 14),
-    CatalogueEntry("THUDM/chatglm3-6b", "ChatGLM3-6B", "chatglm", "6B", f"More functions. {_NEEDS_CONVERSION}", 14),
+    CatalogueEntry("THUDM/chatglm2-6b", "ChatGLM2-6B", "chatglm", "6B", "Tuned for Chinese", 14),
+    CatalogueEntry("THUDM/chatglm3-6b", "ChatGLM3-6B", "chatglm", "6B", "More functions", 14),
     CatalogueEntry("zai-org/glm-4-9b-hf", "GLM-4-9B", "glm", "9B", "Newest version", 20),
     CatalogueEntry("Qwen/Qwen1.5-7B", "Qwen1.5-7B", "qwen2", "7B", "Multilingual", 16),
     CatalogueEntry("Qwen/Qwen1.5-14B", "Qwen1.5-14B", "qwen2", "14B", "Multilingual", 24),

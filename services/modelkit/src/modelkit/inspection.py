@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from modelkit import chatglm
 from modelkit.architectures import causal_language_models
 from modelkit.safetensors_header import HeaderError, read_header
 
@@ -40,7 +41,8 @@ UNSAFE_KEYS = frozenset(
 class Inspection:
     """A model directory. It can be trained when there are no problems; reason names the first kind of problem.
 
-    layers are the names of its matrices, without the path to them: "q_proj", "lm_head".
+    layers are the names of its matrices, without the path to them: "q_proj", "lm_head". A model that needs conversion
+    is described as it will be then.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Inspection:
     weight_bytes: int = 0
     dtype: str = "float32"
     layers: set[str] = field(default_factory=set)
+    needs_conversion: bool = False
 
     def refuse(self, reason: str, problem: str) -> None:
         """Notes a problem."""
@@ -75,6 +78,8 @@ def inspect(directory: Path, is_allowed: Callable[[Path], bool] | None = None) -
         return found
     _inspect_config(directory, names, found)
     _inspect_weights(directory, names, found)
+    if found.needs_conversion:
+        found.layers = set(chatglm.converted_layers())
     if not any(name in names for name in TOKENIZERS):
         found.refuse("TOKENIZER_MISSING", f"{directory} has no tokenizer (tokenizer.json or tokenizer.model)")
     return found
@@ -124,6 +129,9 @@ def _inspect_config(directory: Path, names: list[str], found: Inspection) -> Non
     if not isinstance(kind, str) or not kind:
         found.refuse("CONFIG_INVALID", "config.json names no model_type")
         return
+    if kind == chatglm.MODEL_TYPE:
+        _inspect_chatglm(directory, found)
+        return
     known = causal_language_models()
     if kind not in known:
         own_code = " and asks for code of its own, which is never run" if "auto_map" in removed else ""
@@ -138,6 +146,20 @@ def _inspect_config(directory: Path, names: list[str], found: Inspection) -> Non
     if isinstance(quantization := raw.get("quantization_config"), dict):
         method = quantization.get("quant_method", "unknown")
         found.refuse("MODEL_IS_QUANTIZED", f"the weights are quantized ({method}); use the unquantized model")
+
+
+def _inspect_chatglm(directory: Path, found: Inspection) -> None:
+    """A checkpoint that asks for code of its own, and is converted to an architecture that needs none."""
+    if problems := list(chatglm.problems(found.config, directory)):
+        for problem in problems:
+            found.refuse("UNKNOWN_ARCHITECTURE", problem)
+        return
+    found.config = chatglm.equivalent_config(found.config, directory)
+    found.architecture = found.config["architectures"][0]
+    found.needs_conversion = True
+    found.notes.append(
+        "converted from ChatGLM's original layout to the architecture glm; code from models is never run"
+    )
 
 
 def _inspect_weights(directory: Path, names: list[str], found: Inspection) -> None:

@@ -142,7 +142,7 @@ def _set_labels(config: PreTrainedConfig, labels: Sequence[str]) -> None:
     config.problem_type = "single_label_classification"
     if getattr(config, "pad_token_id", None) is None:
         end = getattr(config, "eos_token_id", None)
-        config.pad_token_id = (end[0] if isinstance(end, list) else end) or 0  # type: ignore[attr-defined]
+        config.pad_token_id = (end[0] if isinstance(end, list) else end) or 0
 
 
 def load_weights(directory: Path) -> dict[str, torch.Tensor]:

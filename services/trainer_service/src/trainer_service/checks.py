@@ -76,7 +76,7 @@ class SpecChecks:
         finetune = spec.finetune
         checked = CheckedSpec()
         _check_parameters(finetune, checked)
-        self._check_model(finetune, checked)
+        self._check_model(finetune, checked, trains=bool(task_id))
         self._check_tokenizer(finetune, checked)
         self._check_dataset(finetune, checked)
         self._check_output(finetune, checked, task_id)
@@ -103,7 +103,8 @@ class SpecChecks:
         found = self._datasets.find(source, self.roots, reading or reading_of(source), where=path, token=token)
         return found if reading else as_what_it_is(found)
 
-    def _check_model(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+    def _check_model(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, *, trains: bool) -> None:
+        """Only the one who trains waits until a model is converted that needs it."""
         name = "finetune.base_model"
         if finetune.base_model.startswith(TASK_PREFIX):
             if not base_task(finetune.base_model):
@@ -111,10 +112,10 @@ class SpecChecks:
             return
         try:
             model = self.models.resolve(finetune.base_model, field=name)
+            checked.model_dir = self.models.ready(model) if trains else model.directory
         except ModelkitError as error:
             checked.take(error)
             return
-        checked.model_dir = model.directory
         with contextlib.suppress(InvalidJob):  # told by _check_parameters
             checked.problems += unfit(finetune, model.config, model.layers)
 

@@ -28,13 +28,13 @@ class Lomo(torch.optim.Optimizer):
         self._squares = torch.zeros((), device=loss.device)
         if math.isinf(self._max_norm):
             self._factor = torch.ones((), device=loss.device)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return self._squares.sqrt()
         self._factor = None
-        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=True)
         norm = self._squares.sqrt()
         self._factor = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return norm
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -6,18 +6,19 @@ checkpoint may hold.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
-import bitsandbytes
 import torch
 from torch import nn
 
+_AdamW: Any = import_module("bitsandbytes.optim").AdamW
 RANK = 128
 REFRESH_STEPS = 200
 SCALE = 0.25
 
 
-def is_projected(parameter: nn.Parameter) -> bool:
+def is_projected(parameter: torch.Tensor) -> bool:
     """Whether the gradient of a weight is projected: it is a matrix, and the rank saves something."""
     return parameter.ndim == 2 and min(parameter.shape) > RANK
 
@@ -98,5 +99,5 @@ class GaLoreAdamW(LowRankGradients, torch.optim.AdamW):
     """GaLore with PyTorch's AdamW."""
 
 
-class GaLoreAdamW8bit(LowRankGradients, bitsandbytes.optim.AdamW):
+class GaLoreAdamW8bit(LowRankGradients, _AdamW):  # type: ignore[misc]
     """GaLore with the AdamW of bitsandbytes, whose moments have 8 bits."""

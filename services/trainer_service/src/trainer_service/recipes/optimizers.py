@@ -2,6 +2,7 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -50,14 +51,10 @@ def _adam(name: str, groups: Groups, training: Training) -> torch.optim.Optimize
         case "adamw_torch":  # the fused kernel computes the same as the plain one, several times as fast
             return torch.optim.AdamW(groups, fused=True, **options)
         case "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
-            import bitsandbytes
-
             bits = 32 if name.endswith("32bit") else 8
             paged = on_gpu and name.startswith("paged")  # states move to main memory only where there is another
-            quantized: torch.optim.Optimizer = bitsandbytes.optim.AdamW(
-                groups, optim_bits=bits, is_paged=paged, **options
-            )
-            return quantized
+            adamw: Any = import_module("bitsandbytes.optim").AdamW
+            return _optimizer(adamw(groups, optim_bits=bits, is_paged=paged, **options))
         case "galore_adamw" | "galore_adamw_8bit":
             from trainer_service.recipes.low_rank_gradients import GaLoreAdamW, GaLoreAdamW8bit
 
@@ -67,7 +64,7 @@ def _adam(name: str, groups: Groups, training: Training) -> torch.optim.Optimize
         case "stable_adamw":
             from optimi import StableAdamW
 
-            return StableAdamW(groups, triton=on_gpu, **options)
+            return _optimizer(StableAdamW(groups, triton=on_gpu, **options))
         case "grokadamw":
             from trainer_service.recipes.packaged_optimizers import GrokAdamW
 
@@ -79,9 +76,15 @@ def _adam(name: str, groups: Groups, training: Training) -> torch.optim.Optimize
     raise ValueError(f"optimiser {name!r}")
 
 
+def _optimizer(made: Any) -> torch.optim.Optimizer:
+    """What an untyped package made."""
+    assert isinstance(made, torch.optim.Optimizer)
+    return made
+
+
 def _groups(model: nn.Module, training: Training, *, projects: bool) -> Groups:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    low_rank: list[nn.Parameter] = []
+    low_rank: list[torch.Tensor] = []
     if projects:
         from trainer_service.recipes.low_rank_gradients import RANK, is_projected
 

@@ -17,14 +17,14 @@ KEPT = ("lm_head", "embed_out", CLASSIFIER_HEAD)
 
 def configure(quantization: Quantization, device: torch.device) -> tuple[BitsAndBytesConfig, list[str]]:
     """What transformers is to quantize with while it loads, and notes on what differs from the wish."""
-    notes = []
+    notes: list[str] = []
     if quantization.type == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(KEPT)), notes  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(KEPT)), notes
     compute, note = _compute_dtype(quantization.compute_dtype, device)
     notes += note
     if quantization.type == "int4":
         notes.append("int4 is stored as NF4, the more exact of the two 4-bit codes that bitsandbytes has")
-    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=CODES[quantization.type],
         bnb_4bit_compute_dtype=compute,
