@@ -13,13 +13,14 @@ from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache, DatasetFiles, locate
 from modelkit.paths import AllowedRoots
 from servicekit.bus import EventBus
-from servicekit.errors import InvalidArgument, Unavailable, Unimplemented
+from servicekit.errors import InvalidArgument, Problem, Unavailable, Unimplemented
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
 from servicekit.objects import ObjectStore
 from servicekit.settings import ServiceSettings
 from services.trainer_service.tests.bench import JOBS, MakeSpec
 from trainer_service.checks import SpecChecks
+from trainer_service.data_questions import DataQuestions
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import gpus
 from trainer_service.environment import Environment
@@ -47,6 +48,13 @@ class Peer:
             raise self.error
 
 
+class Unasked(DataQuestions):
+    """Has no child look at tokens: the model of these tests has no tokenizer."""
+
+    async def problems(self, *_: object) -> list[Problem]:
+        return []
+
+
 @pytest.fixture
 def peer() -> Peer:
     return Peer()
@@ -68,7 +76,8 @@ async def stub(
         )
         places = Places(tmp_path / "work", tmp_path / "outputs", tmp_path / "objects")
         estimator = Estimator(places, Calibration(tmp_path / "calibration.json"))
-        servicer = TrainerServicer(SpecChecks(roots, models, known), estimator, models, known, environment)
+        checks = SpecChecks(roots, models, known)
+        servicer = TrainerServicer(checks, estimator, models, known, environment, Unasked(launcher))
         servicers = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         async with (
             running_server(ServiceSettings(drain_seconds=0), servicers) as server,

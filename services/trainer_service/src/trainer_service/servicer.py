@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from modelkit import datasets
 from modelkit.base_models import BaseModels
-from modelkit.datasets import DatasetFiles, DatasetProblem, LabelledText, Row
+from modelkit.datasets import DatasetFiles, Reading
 from modelkit.errors import ModelkitError
 from servicekit.errors import InvalidArgument, Problem
 from trainer_service import devices
 from trainer_service.checks import SpecChecks
-from trainer_service.datasets import DatasetChecks
+from trainer_service.data_questions import DataQuestions
+from trainer_service.dataset_answers import problem_message, reported, sample_message
+from trainer_service.datasets import DatasetChecks, reading_of
 from trainer_service.environment import Environment
 from trainer_service.estimates.answer import answer
 from trainer_service.estimates.checked import estimate_checked, submit_problems
@@ -35,12 +38,14 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         models: BaseModels,
         known_datasets: DatasetChecks,
         environment: Environment,
+        questions: DataQuestions,
     ) -> None:
         self._checks = checks
         self._estimator = estimator
         self._models = models
         self._datasets = known_datasets
         self._environment = environment
+        self._questions = questions
 
     async def ListDevices(self, request: trainer.ListDevicesRequest, context: Any) -> trainer.ListDevicesResponse:
         found = await asyncio.to_thread(lambda: [devices.cpu(), *devices.gpus()])
@@ -89,7 +94,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
             valid=not report.problems,
             rows=report.rows,
             format=report.format,
-            problems=[_dataset_problem(problem) for problem in report.problems],
+            problems=[problem_message(problem) for problem in report.problems],
         )
 
     async def PreviewDataset(
@@ -99,16 +104,27 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         found = await asyncio.to_thread(
             self._read, request.dataset, token_of(context), lambda files: datasets.preview(files, rows)
         )
-        return trainer.PreviewDatasetResponse(samples=[_sample(row) for row in found])
+        return trainer.PreviewDatasetResponse(samples=[sample_message(row) for row in found])
+
+    async def ReportDataset(self, request: trainer.ReportDatasetRequest, context: Any) -> trainer.ReportDatasetResponse:
+        reading = reading_of(request.dataset, request.objective) if request.objective else None
+        files = await asyncio.to_thread(
+            self._read, request.dataset, token_of(context), lambda found: found, reading=reading
+        )
+        model = await asyncio.to_thread(self._model, request.base_model) if request.base_model else None
+        answer = await self._questions.report(request, files, model, self._datasets.cache.root)
+        return reported(answer)
 
     async def CheckSpec(self, request: trainer.CheckSpecRequest, context: Any) -> trainer.CheckSpecResponse:
-        found = await asyncio.to_thread(self._problems, request.spec)
+        checked = await asyncio.to_thread(self._checks.check, request.spec)
+        finetune = request.spec.finetune
+        found = [
+            *checked.problems,
+            *await asyncio.to_thread(submit_problems, self._estimator, finetune, checked),
+            *await self._questions.problems(finetune, checked, self._datasets.cache.root),
+        ]
         problems = [trainer.SpecProblem(field=item.field, message=item.message) for item in found]
         return trainer.CheckSpecResponse(problems=problems)
-
-    def _problems(self, spec: spec_pb2.TaskSpec) -> list[Problem]:
-        checked = self._checks.check(spec)
-        return [*checked.problems, *submit_problems(self._estimator, spec.finetune, checked)]
 
     def _estimate(self, spec: spec_pb2.FinetuneSpec) -> trainer.EstimateResourcesResponse:
         """Raises InvalidArgument when there is no model or no data to estimate for."""
@@ -120,10 +136,22 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
             raise InvalidArgument(problems=problems or [unknown], reason="NOTHING_TO_ESTIMATE")
         return answer(estimate, [str(problem) for problem in problems])
 
-    def _read(self, source: spec_pb2.DatasetSource, token: str, read: Callable[[DatasetFiles], T]) -> T:
+    def _model(self, name: str) -> Path:
+        try:
+            return self._models.resolve(name).directory
+        except ModelkitError as error:
+            raise InvalidArgument(problems=[Problem(item.field, item.message) for item in error.problems]) from error
+
+    def _read(
+        self,
+        source: spec_pb2.DatasetSource,
+        token: str,
+        read: Callable[[DatasetFiles], T],
+        reading: Reading | None = None,
+    ) -> T:
         """Result of read. Raises InvalidArgument when there is no dataset that it could read."""
         try:
-            return read(self._checks.dataset(source, token=token))
+            return read(self._checks.dataset(source, reading=reading, token=token))
         except ModelkitError as error:
             problems = [Problem(problem.field, problem.message) for problem in error.problems]
             raise InvalidArgument(problems=problems, reason=error.reason) from error
@@ -146,28 +174,3 @@ def token_of(context: Any) -> str:
     """The bearer token of a call, empty without one."""
     metadata = dict(context.invocation_metadata() or ())
     return str(metadata.get("authorization", "")).removeprefix("Bearer ")
-
-
-def _sample(row: Row) -> trainer.Sample:
-    """A row as messages: those of a conversation, a text in the role "text", a class in the role "label"."""
-    if isinstance(row, list):
-        messages = [trainer.ChatMessage(**message) for message in row]
-    elif isinstance(row, LabelledText):
-        messages = [
-            trainer.ChatMessage(role="text", content=row.text),
-            trainer.ChatMessage(role="label", content=row.label),
-        ]
-    else:
-        messages = [trainer.ChatMessage(role="text", content=row)]
-    return trainer.Sample(messages=messages)
-
-
-def _dataset_problem(problem: DatasetProblem) -> trainer.DatasetProblem:
-    return trainer.DatasetProblem(
-        file=problem.file,
-        reason=problem.reason,
-        message=problem.message,
-        hint=problem.hint,
-        count=problem.count,
-        first_lines=problem.first_lines,
-    )

@@ -13,6 +13,7 @@ from servicekit.grpc_server import Server, Servicer, running_server
 from servicekit.objects import directory_of, open_object_store
 from servicekit.runtime import shutdown_event
 from trainer_service.checks import SpecChecks
+from trainer_service.data_questions import DataQuestions
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
 from trainer_service.environment import Environment
@@ -78,7 +79,8 @@ async def run(settings: TrainerSettings) -> None:
             task_service=ask_task_service,
             folders={"scratch space": settings.work_dir, "output directory": settings.output_root},
         )
-        servicer = TrainerServicer(checks, estimator, models, known_datasets, environment)
+        questions = DataQuestions(launcher)
+        servicer = TrainerServicer(checks, estimator, models, known_datasets, environment, questions)
         servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         patience = Patience(settings.stall_seconds, settings.stop_grace_seconds)
         worker = Worker(

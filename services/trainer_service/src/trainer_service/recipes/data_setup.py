@@ -11,12 +11,12 @@ from modelkit import datasets
 from modelkit.chat import ChatEncoder
 from modelkit.datasets import ColumnNames, DataCache, DatasetFiles, JsonlDataset, Reading
 from modelkit.datasets.splitting import split
+from modelkit.encoders import encoder_for, labels_of
 from modelkit.loading import load_config
-from modelkit.text_encoders import class_names
 from trainer_service.recipes.attention import isolates
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Batches, HeldOut, Layout
-from trainer_service.recipes.encoding import Encoding, encoder_for, load_tokenizer_of
+from trainer_service.recipes.encoding import Encoding, load_tokenizer_of
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.rows import (
@@ -60,8 +60,14 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     if isinstance(longest, int) and parameters.max_seq_length > longest:
         raise InvalidJob(f"max_seq_length: the model can read {longest} tokens, not {parameters.max_seq_length}")
     tokenizer = load_tokenizer_of(job, config)
-    labels = parameters.labels or class_names(tuple(report.train.labels))
-    encoder = encoder_for(job, report, tokenizer, config, labels)
+    labels = labels_of(report.train)
+    encoder = encoder_for(
+        report.train,
+        tokenizer,
+        config,
+        max_length=parameters.max_seq_length,
+        train_on_prompt=parameters.train_on_prompt,
+    )
     if isinstance(encoder, ChatEncoder) and encoder.fallback:
         events.log("the tokenizer has no chat template; a plain one is used and saved with it")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

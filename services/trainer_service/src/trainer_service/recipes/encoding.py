@@ -1,4 +1,4 @@
-"""What turns a job's rows into token ids: its tokenizer, an encoder for what is learnt, and rows kept in the cache."""
+"""What turns a job's rows into token ids: its tokenizer, and rows that are kept in the cache."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelkit.chat import ChatEncoder
-from modelkit.datasets import CLASSIFICATION, PRETRAINING, DataCache, DatasetReport, FileReport, JsonlDataset, key_of
+from modelkit.datasets import PRETRAINING, DataCache, FileReport, JsonlDataset, key_of
 from modelkit.encoded import RowEncoder
 from modelkit.loading import load_tokenizer
-from modelkit.text_encoders import ClassEncoder, TextEncoder
 from modelkit.tokenised import VERSION, TokenFile, tokenizer_sha256
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.model_setup import stop_ids
 from trainer_service.recipes.rows import DocumentRows, EncodedRows, Store, require_template_fits
 
 SMALL_BYTES = 1 << 18  # less is tokenised faster than looked up
@@ -33,23 +31,6 @@ def load_tokenizer_of(job: Job, config: Any) -> Any:
             f"tokenizer_path: it has {len(tokenizer)} tokens, the model knows {known}; use the model's own"
         )
     return tokenizer
-
-
-def encoder_for(job: Job, report: DatasetReport, tokenizer: Any, config: Any, labels: tuple[str, ...]) -> RowEncoder:
-    """The encoder for what the job learns from data of this format."""
-    parameters = job.finetune.language_model
-    if parameters.objective == CLASSIFICATION:
-        return ClassEncoder(tokenizer, max_length=parameters.max_seq_length, labels=labels)
-    if parameters.objective == PRETRAINING:
-        return TextEncoder(tokenizer)
-    if report.format == "text":
-        return TextEncoder(tokenizer, max_length=parameters.max_seq_length)
-    return ChatEncoder(
-        tokenizer,
-        max_length=parameters.max_seq_length,
-        stop_ids=stop_ids(config),
-        train_on_prompt=parameters.train_on_prompt,
-    )
 
 
 @dataclass(frozen=True, slots=True)

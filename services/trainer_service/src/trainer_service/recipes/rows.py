@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from modelkit.chat import ChatEncoder, Encoded
 from modelkit.datasets import DataCache, DatasetReport, FileReport, JsonlDataset
 from modelkit.encoded import RowEncoder
-from modelkit.errors import InvalidDataset, InvalidTemplate, ModelkitError, Problem
+from modelkit.errors import InvalidDataset, ModelkitError, Problem
+from modelkit.template_fit import template_problems
 from modelkit.tokenised import TokenFile, write_rows
 
 CACHE_TOKENS = 1 << 27  # 1 GiB of ids and labels
 FIRST_ROWS, SEARCH_ROWS = 8, 256
-MAX_SHAPES = 64
 LOOK_EVERY = 16
 SAY_SECONDS = 60.0
 
@@ -199,26 +199,9 @@ def require_trainable(rows: EncodedRows, order: NDArray[np.int64], max_length: i
 
 
 def require_template_fits(encoder: ChatEncoder, rows: JsonlDataset, report: FileReport) -> None:
-    """Renders one row of each shape that the data has.
-
-    Raises InvalidDataset naming those that the chat template refuses, or in which it leaves out what a tool said.
-    """
-    problems = []
-    shapes = sorted((shape, index) for shape, index in report.shapes.items() if index < len(rows))
-    for (turns, first, tools), index in shapes[:MAX_SHAPES]:
-        shape = f"conversations of {turns} messages that begin with a {first} message, first row {index + 1}"
-        row: Any = rows[index]
-        try:
-            with encoder.template.time_limit():
-                text, _ = encoder.spans(row)
-        except InvalidTemplate as error:
-            problems.append(Problem("dataset", f"{shape}: {error.problems[0].message}"))
-            continue
-        if tools and any(turn["role"] == "tool" and turn["content"].strip() not in text for turn in row):
-            message = "the chat template leaves out what a tool says; write it as a user message"
-            problems.append(Problem("dataset", f"{shape}: {message}"))
-    if problems:
-        raise InvalidDataset(problems, reason="INVALID_CHAT_TEMPLATE")
+    """Raises InvalidDataset naming the shapes of conversations that the chat template does not show."""
+    if problems := template_problems(encoder, rows, report):
+        raise InvalidDataset([Problem("dataset", text) for text in problems], reason="INVALID_CHAT_TEMPLATE")
 
 
 def as_json_lines(rows: JsonlDataset, positions: NDArray[np.int64]) -> Iterator[bytes]:
