@@ -34,6 +34,8 @@ from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
 NAME = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
 PRELOAD = "trainer_service.recipes.preload"
+# Beneath the scratch space: base models that had to be converted, kept for the next task.
+CONVERTED = "converted-models"
 ENTRY = "trainer_service.recipes.entry:run_job"
 
 
@@ -48,7 +50,7 @@ async def run(settings: TrainerSettings) -> None:
         settings.nats_url, name=worker_id, user=settings.nats_user, password=settings.nats_password_value()
     )
     roots = AllowedRoots(settings.roots(), private=settings.private_paths)
-    models = BaseModels(roots)
+    models = BaseModels(roots, conversions=settings.work_dir / CONVERTED)
     places = Places(settings.work_dir, settings.output_root, directory_of(settings.object_store_url))
     estimator = Estimator(places, Calibration(settings.calibration()))
     async with contextlib.AsyncExitStack() as stack:
