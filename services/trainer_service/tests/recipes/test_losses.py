@@ -194,7 +194,7 @@ def test_evaluation_is_the_mean_over_all_labels_however_they_are_put_together() 
 def test_classes_are_evaluated_by_accuracy_and_f1() -> None:
     class Fixed(ClassLoss):
         def logits(self, batch: Any) -> torch.Tensor:
-            return 9.0 * functional.one_hot(batch.input_ids[:, 0] - 1, 3)
+            return 9.0 * functional.one_hot(batch.input_ids[:, 0] - 1, 3)  # the first token tells the answer
 
     def row(actual: int, taken: int) -> Encoded:
         ids = np.array([taken + 1, 5], np.int32)

@@ -23,6 +23,12 @@ class Batch:
     classes: torch.Tensor
     position_ids: torch.Tensor | None = None
 
+    @property
+    def targets(self) -> int:
+        """What its loss is a sum of: sequences with a class, else tokens with a label."""
+        classes = int((self.classes >= 0).sum())
+        return classes or int((self.labels[:, 1:] != IGNORED).sum())
+
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from modelkit.chat import IGNORED, Encoded
+from modelkit.chat import Encoded
 from trainer_service.recipes import packing
 from trainer_service.recipes.collation import Batch, by_length, collate, forwards
 from trainer_service.recipes.packing import Arrangement
@@ -127,10 +127,10 @@ class Batches:
         else:
             passes = math.ceil(math.ceil((end - start) / world) / self._layout.size)
             parts = self._shares(kept, trained, passes)
-        batches = (self._layout.collate(part) for part in parts)
+        batches = [self._layout.collate(part) for part in parts]
         return Step(
             batches=tuple(batch.pinned() if self._pin_memory else batch for batch in batches),
-            trained_tokens=sum(targets(row) for row in trained),
+            trained_tokens=sum(batch.targets for batch in batches),
             tokens=sum(len(row.input_ids) for row in trained),
             rows=sum(len(unit) for unit in sequences),
         )
@@ -171,8 +171,3 @@ def sequences_of(rows: EncodedRows, arrangement: Arrangement, unit: int) -> list
     span = slice(*arrangement.offsets[unit : unit + 2].tolist())
     pieces = rows.get(arrangement.rows[span])
     return pieces if arrangement.cuts is None else [packing.join(pieces, arrangement.cuts[span])]
-
-
-def targets(row: Encoded) -> int:
-    """What a sequence adds to the number that its step's loss is divided by."""
-    return 1 if row.label >= 0 else int((row.labels[1:] != IGNORED).sum())

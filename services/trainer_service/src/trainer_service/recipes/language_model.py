@@ -14,8 +14,9 @@ from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.checkpointing import Checkpoints
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Step
+from trainer_service.recipes.data_setup import add_test_rows
 from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.losses import evaluate, objective_of
+from trainer_service.recipes.losses import TokenLoss, evaluate, objective_of
 from trainer_service.recipes.merging import merge_if_asked
 from trainer_service.recipes.optimizers import Optimisation
 from trainer_service.recipes.precision import Precision
@@ -40,7 +41,15 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     objective = objective_of(job.finetune.language_model.objective, model)
     parallel = world.parallel(objective, training.parallelism)
     optimisation = Optimisation(model, training, formats, world.device, total_steps=total_steps)
-    books = Bookkeeper(training, events, world, total_steps=total_steps, per_epoch=per_epoch, runs=job.runs)
+    books = Bookkeeper(
+        training,
+        events,
+        world,
+        total_steps=total_steps,
+        per_epoch=per_epoch,
+        runs=job.runs,
+        perplexity=isinstance(objective, TokenLoss),
+    )
     checkpoints = Checkpoints(job, model, data.tokenizer, optimisation.parts, books, events, world)
     randomness.seed(training.seed + world.rank)
     if job.resume_from:
@@ -82,6 +91,7 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
         with optimisation.settled():
             save_final(model, data.tokenizer, job.output_dir, stored=formats.stored, runs=job.runs, weights=weights)
             merge_if_asked(job, model, data.tokenizer, events)
+            add_test_rows(job)
         events.done(path=job.output_dir, step=books.step)
     world.wait()
 

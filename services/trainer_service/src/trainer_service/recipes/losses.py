@@ -59,16 +59,22 @@ class TokenLoss(nn.Module):
 
 
 class ClassLoss(nn.Module):
-    """Cross entropy of the class of each sequence, told from its last token. Wraps a classifier with a score layer."""
+    """Cross entropy of the class of each sequence, told from its last token. Wraps a classifier with a score layer.
+
+    While it evaluates it keeps the answers: pairs of the classes that sequences have and those that were told.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.answers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum over the sequences that have a class."""
-        wanted = batch.classes
-        return functional.cross_entropy(self.logits(batch).float(), wanted, ignore_index=-1, reduction="sum")
+        logits = self.logits(batch).float()
+        if not self.training:
+            self.answers.append((batch.classes, logits.argmax(-1)))
+        return functional.cross_entropy(logits, batch.classes, ignore_index=-1, reduction="sum")
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Of shape (sequences, classes)."""
@@ -166,42 +172,32 @@ def evaluate(
 ) -> Evaluation:
     """The mean loss over everything that has a label in the batches of all processes; of classes also accuracy and F1
     (the mean of all classes that occur)."""
+    own = list(batches)
     total, count = torch.zeros((), dtype=torch.float64, device=world.device), 0
-    confusion: torch.Tensor | None = None
     objective.eval()
     with torch.no_grad(), formats.autocast(world.device):
-        own = list(batches)
         for index in range(world.forwards(objective, len(own))):
-            batch = (own[index] if index < len(own) else collate([], pad_id=0)).to(world.device)
-            if isinstance(objective, ClassLoss):
-                known = batch.classes >= 0
-                logits, classes = objective.logits(batch).float()[known], batch.classes[known]
-                total += functional.cross_entropy(logits, classes, reduction="sum")
-                count += len(classes)
-                confusion = _counted(confusion, classes, logits)
-            else:
-                total += objective(batch)
-                count += int((batch.labels[:, 1:] != IGNORED).sum())
+            batch = own[index] if index < len(own) else collate([], pad_id=0)
+            total += objective(batch.to(world.device))
+            count += batch.targets
     objective.train()
     losses, everything = world.sum([float(total), count])
-    extra = _of_classes(confusion, objective, world) if isinstance(objective, ClassLoss) else {}
+    extra = of_classes(objective, world) if isinstance(objective, ClassLoss) else {}
     return Evaluation(losses / max(everything, 1), extra)
 
 
-def _counted(confusion: torch.Tensor | None, classes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """How often each class (row) was taken for each (column)."""
-    number = logits.shape[1]
-    flat = torch.bincount(classes * number + logits.argmax(-1), minlength=number * number).view(number, number)
-    return flat if confusion is None else confusion + flat
-
-
-def _of_classes(confusion: torch.Tensor | None, objective: ClassLoss, world: World) -> dict[str, float]:
+def of_classes(objective: ClassLoss, world: World) -> dict[str, float]:
+    """Accuracy and F1 of the answers that all processes have kept, which are then forgotten."""
     number = base_of(objective.model).config.num_labels
-    counted = torch.zeros(number, number) if confusion is None else confusion.cpu()
-    table = torch.tensor(world.sum(counted.flatten().tolist()), dtype=torch.float64).view(number, number)
-    right, actual, taken = table.diag(), table.sum(1), table.sum(0)
-    occurs = (actual + taken) > 0
-    scores = 2 * right[occurs] / (actual + taken)[occurs]
+    table = torch.zeros(number, number, dtype=torch.float64)  # row: the class it has; column: the one it was taken for
+    for actual, told in objective.answers:
+        known = actual >= 0
+        places = (actual * number + told)[known].cpu()
+        table += torch.bincount(places, minlength=number * number).view(number, number)
+    objective.answers.clear()
+    table = torch.tensor(world.sum(table.flatten().tolist()), dtype=torch.float64).view(number, number)
+    right, either = table.diag(), table.sum(0) + table.sum(1)
+    scores = 2 * right[either > 0] / either[either > 0]
     return {
         "eval_accuracy": float(right.sum() / table.sum().clamp(min=1)),
         "eval_f1": float(scores.mean()) if len(scores) else 0.0,
