@@ -88,6 +88,12 @@ async def test_each_stored_checkpoint_counts_once(service: Service, alice: Clien
     assert (await quota(alice)).used == 2, "removing one frees nothing"
 
 
+async def test_a_checkpoint_that_is_told_of_again_counts_once(service: Service, alice: Client) -> None:
+    attempt = await started(service, alice)
+    await save(service, attempt, 1, 1, 1)
+    assert (await quota(alice)).used == 1
+
+
 async def test_facts_that_are_recorded_twice_count_once(service: Service, alice: Client) -> None:
     """The service died between its commit and the acknowledgement."""
     attempt = await started(service, alice)

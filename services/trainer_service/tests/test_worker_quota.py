@@ -1,7 +1,7 @@
 """Quotas at the worker (M21): what is left is followed, what is spent is held back, and nothing trained is lost."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -9,8 +9,10 @@ from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, open_gat
 from tests.support.waiting import eventually
 from trainer_service.worker.allowance import SETTLED_SECONDS, Allowance
 from trainer_service.worker.intent import Control, Intent, StopReason
+from trainer_service.worker.quota import QuotaGate
+from trainer_service.worker.reporter import Reporter
 from trainer_service.worker.supervision import Patience
-from tunesmith.task.v1 import quota_service_pb2, spec_pb2, task_service_pb2
+from tunesmith.task.v1 import quota_service_pb2, spec_pb2, task_pb2, task_service_pb2
 
 CONTINUE, STOP = quota_service_pb2.QUOTA_ACTION_CONTINUE_UNSAVED, quota_service_pb2.QUOTA_ACTION_STOP
 
@@ -80,6 +82,31 @@ def test_a_users_stop_needs_no_reason() -> None:
     control.ask(Intent.STOP_AND_SAVE)
     control.ask(Intent.STOP_AND_SAVE, reason)
     assert control.stop_reason is None
+
+
+class Listener:
+    """Hears what a reporter would tell."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.progress = task_pb2.Progress(total_steps=total_steps)
+        self.lines: list[str] = []
+
+    def log(self, lines: list[str]) -> None:
+        self.lines += lines
+
+
+def test_the_last_steps_checkpoint_stops_nothing(clock: Clock) -> None:
+    control, listener = Control(), Listener(total_steps=4)
+    gate = QuotaGate(Allowance(left(0, STOP), clock=clock), control, cast(Reporter, listener))
+    assert not gate.admits(4, 0)
+    assert control.intent is Intent.GO_ON
+    assert listener.lines == [
+        "warning: the checkpoint quota is spent, checkpoint-4 is not stored; the finished model is"
+    ]
+    assert not gate.admits(3, 0)
+    assert control.intent is Intent.STOP_AND_SAVE
+    assert gate.admits(3, 0), "what a stop saves is stored"
+    assert len(listener.lines) == 1
 
 
 async def submitted(desk: Desk, spec: spec_pb2.FinetuneSpec, allowance: task_service_pb2.CheckpointAllowance) -> str:
