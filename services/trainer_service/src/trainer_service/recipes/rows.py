@@ -165,7 +165,8 @@ class DocumentRows(EncodedRows):
         place = np.arange(len(document)) - np.repeat(np.cumsum(windows) - windows, windows)
         self._starts = starts[document] + place * window
         self._ends = np.minimum(self._starts + window, ends[document])
-        self._tokens = file
+        self._tokens = self._file = file
+        self._store = None  # everything is tokenised already
         self.counts = Counts(rows=len(documents))
 
     def __len__(self) -> int:
