@@ -228,6 +228,15 @@ def test_the_converted_tokenizer_gives_the_numbers_of_the_original(
     assert load_config(folder).eos_token_id == [2, first + 6, first + 8]
 
 
+def test_configuration_and_tokenizer_are_there_before_the_conversion(tmp_path: Path, sentencepiece_model: Path) -> None:
+    """A look at data at submit needs no weights."""
+    source = tmp_path / "chatglm3-6b"
+    checkpoint(source, sentencepiece_model, configuration())
+    config, tokenizer = load_config(source), load_tokenizer(source)
+    assert (config.model_type, config.num_key_value_heads) == ("glm", GROUPS)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("x")["input_ids"])[:2] == ["[gMASK]", "<sop>"]
+
+
 CONVERSATION = [
     {"role": "system", "content": "Kurz."},
     {"role": "user", "content": "hello"},

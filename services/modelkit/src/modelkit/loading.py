@@ -1,5 +1,6 @@
 """Loads models and tokenizers from safetensors and JSON alone; code and pickles that lie beside them are never used."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from modelkit import chatglm
 from modelkit.architectures import causal_language_models, sequence_classifiers
 from modelkit.errors import InvalidModel, Problem
 from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
@@ -35,9 +37,14 @@ def quieten() -> None:
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
-    """The configuration in config.json, only what its class declares. Raises InvalidModel."""
+    """The configuration in config.json, only what its class declares. Raises InvalidModel.
+
+    Of a model that needs conversion it is the one that it will have.
+    """
     try:
         raw, _ = without_unsafe(read_json(directory / "config.json"))
+        if raw.get("model_type") == chatglm.MODEL_TYPE:
+            raw = chatglm.equivalent_config(raw, directory)
         kind: Any = CONFIG_MAPPING[raw["model_type"]]
     except (OSError, ValueError, KeyError) as error:
         raise InvalidModel(Problem("base_model", f"{directory}: config.json cannot be used: {error}")) from error
@@ -50,7 +57,14 @@ def load_config(directory: Path) -> PreTrainedConfig:
 
 
 def load_tokenizer(directory: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory. Raises InvalidModel when it needs code of its own or cannot be read."""
+    """The tokenizer of a model directory. Raises InvalidModel when it needs code of its own or cannot be read.
+
+    Of a model that needs conversion it is the one that it will have.
+    """
+    if chatglm.is_original(directory):
+        with tempfile.TemporaryDirectory(prefix="tunesmith-tokenizer-") as folder:
+            chatglm.convert_outline(directory, Path(folder))
+            return load_tokenizer(Path(folder), config)
     load: Any = AutoTokenizer.from_pretrained
     try:
         tokenizer: PreTrainedTokenizerBase = load(

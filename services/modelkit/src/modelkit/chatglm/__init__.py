@@ -4,7 +4,15 @@ Nothing that lies beside the weights is run. The two architectures compute the s
 form differ.
 """
 
-from modelkit.chatglm.config import MODEL_TYPE, converted_layers, equivalent_config, problems
-from modelkit.chatglm.conversion import convert
+from modelkit.chatglm.config import MODEL_TYPE, converted_layers, equivalent_config, is_original, problems
+from modelkit.chatglm.conversion import convert, convert_outline
 
-__all__ = ["MODEL_TYPE", "convert", "converted_layers", "equivalent_config", "problems"]
+__all__ = [
+    "MODEL_TYPE",
+    "convert",
+    "convert_outline",
+    "converted_layers",
+    "equivalent_config",
+    "is_original",
+    "problems",
+]

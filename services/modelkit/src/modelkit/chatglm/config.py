@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 MODEL_TYPE = "chatglm"
 ARCHITECTURE = "GlmForCausalLM"
 ROPE_BASE = 10000.0
@@ -61,6 +63,15 @@ def problems(config: dict[str, Any], directory: Path) -> Iterator[str]:
         )
     elif not (directory / "tokenizer.model").is_file():
         yield f"{directory} has no tokenizer.model, from which the tokenizer is converted"
+
+
+def is_original(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint in the original layout."""
+    try:
+        config = orjson.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def is_sentencepiece(path: Path) -> bool:

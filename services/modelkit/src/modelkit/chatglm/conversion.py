@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -42,8 +43,14 @@ def convert(source: Path, cache: Path, *, sha256: str) -> Path:
 
 def write(source: Path, target: Path) -> None:
     """Writes the converted model to an empty directory. Raises InvalidModel or OSError."""
-    from modelkit.chatglm.tokenizer import convert_tokenizer
     from modelkit.chatglm.weights import convert_weights
+
+    convert_weights(_shards(source), target, convert_outline(source, target))
+
+
+def convert_outline(source: Path, target: Path) -> dict[str, Any]:
+    """Writes configuration and tokenizer alone, which is quick; the former's content. Raises InvalidModel, OSError."""
+    from modelkit.chatglm.tokenizer import convert_tokenizer
 
     original = orjson.loads((source / "config.json").read_bytes())
     config = equivalent_config(original, source)
@@ -59,7 +66,7 @@ def write(source: Path, target: Path) -> None:
         )
     except ValueError as error:
         raise InvalidModel(Problem("base_model", f"{source}: the tokenizer cannot be converted: {error}")) from error
-    convert_weights(_shards(source), target, config)
+    return config
 
 
 def _shards(source: Path) -> list[Path]:
