@@ -22,7 +22,8 @@ class Server:
     """The state of the server.
 
     faults are taken one per request: an HTTP status, "drop", or "drop after". connections are taken one per stream: how
-    many events it gets, and then "end", "error", "break", "half" (of an event), "close" or "hold".
+    many events it gets, and then "end", "error", "break", "half" (of an event), "close" or "hold". answers are documents by
+    verb and path, for example "GET /v1/quota".
     """
 
     url: str = ""
@@ -34,6 +35,7 @@ class Server:
     connections: list[tuple[int, str]] = field(default_factory=list)
     last_event_ids: list[str] = field(default_factory=list)
     hold: Event = field(default_factory=Event)
+    answers: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -71,7 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         state = self.server_state
         url = urlsplit(self.path)
         length = int(self.headers.get("content-length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else None
+        content = self.rfile.read(length)
+        raw = self.headers.get("content-type") == "application/octet-stream"
+        body = content if raw else json.loads(content) if length else None
         query = dict(parse_qsl(url.query))
         fault = state.faults.pop(0) if state.faults else None
         state.requests.append((self.command, self.path, dict(self.headers.items()), body))
@@ -111,7 +115,10 @@ class Handler(BaseHTTPRequestHandler):
             "GET /v1/base-models": lambda: (200, {"models": [{"id": query.get("modality", "any")}]}),
             "GET /v1/tasks": lambda: self._list(query),
             "POST /v1/tasks": lambda: self._create(body),
+            "POST /v1/datasets": lambda: (200, {"dataset": {"id": "d", "size": len(body), **query}}),
         }
+        if (answer := state.answers.get(f"{self.command} {path}")) is not None:
+            return 200, answer
         route = routes.get(f"{self.command} {path}")
         if route:
             return route()

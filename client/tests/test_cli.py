@@ -171,24 +171,19 @@ def test_events_of_one_task(tunesmith: Callable[..., Result], server: Any) -> No
 
 
 def test_events_of_all_tasks(server: Any) -> None:
-    old = server.add_task("old", "STATE_COMPLETED", update_time="2026-01-01T00:00:00Z")
-    server.add_task("running", "STATE_RUNNING", update_time="2026-01-01T00:00:00Z")
-    server.events = [STARTED, LOGGED]
-    server.connections = [(2, "hold"), (1, "hold")]
+    server.events = [STARTED, LOGGED, SAVED]
+    server.connections = [(2, "break"), (3, "hold")]
     environment = os.environ | {"TUNESMITH_URL": server.url, "TUNESMITH_TOKEN": "secret"}
     with subprocess.Popen(
         [COMMAND, "events", "--json"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        first = [json.loads(process.stdout.readline())["type"] for _ in range(2)]
-        assert first == ["task.started", "metrics.logged"]
-        server.add_task("new", "STATE_PENDING", update_time="2026-01-02T00:00:00Z")
-        assert json.loads(process.stdout.readline())["type"] == "task.started"
+        seen = [json.loads(process.stdout.readline())["type"] for _ in range(3)]
+        assert seen == ["task.started", "metrics.logged", "checkpoint.saved"]
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
-    watched = [path for _, path, _, _ in server.requests if path.endswith(":watch")]
-    assert len(watched) == 2
-    assert not any(old in path for path in watched)
+    assert [path for _, path, _, _ in server.requests] == ["/v1/tasks:watch"] * 2
+    assert server.last_event_ids == ["", "2"]
 
 
 def test_interrupted_watch_leaves_the_task_alone(server: Any) -> None:

@@ -4,6 +4,7 @@ import math
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tunesmith.client import (
     Unavailable,
     finetune_request,
 )
+from tunesmith.client.uploading import CHUNK_BYTES
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_PENDING, STATE_STOPPED, STATE_STOPPING
 from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest, ListTasksRequest
 
@@ -256,3 +258,39 @@ async def test_wait_asynchronously(async_client: AsyncClient, server: Any, scrip
     server.events = progress_events(2)
     script((2, "hold"))
     assert (await async_client.tasks.wait(task_id)).state == STATE_COMPLETED
+
+
+def test_a_file_is_uploaded_in_pieces(client: Client, server: Any, tmp_path: Path) -> None:
+    server.faults = [503, None]
+    file = tmp_path / "数据.jsonl"
+    file.write_bytes(b"x" * (2 * CHUNK_BYTES + 5))
+    seen: list[tuple[int, int]] = []
+    dataset = client.datasets.upload(
+        file, name="mine", kind="llm", progress=lambda done, size: seen.append((done, size))
+    )
+    assert (dataset.name, dataset.type, dataset.file_name) == ("mine", "llm", "数据.jsonl")
+    assert dataset.size == file.stat().st_size
+    size = dataset.size
+    once = [(CHUNK_BYTES, size), (2 * CHUNK_BYTES, size), (size, size)]
+    assert seen == [*once, *once], "from the start again after a try that failed"
+    assert "Transfer-Encoding" not in server.requests[-1][2]
+
+
+async def test_a_file_is_uploaded_from_asyncio(async_client: AsyncClient, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"x" * (CHUNK_BYTES + 1))
+    seen: list[int] = []
+    dataset = await async_client.datasets.upload(file, progress=lambda done, _: seen.append(done))
+    assert (dataset.size, dataset.file_name) == (CHUNK_BYTES + 1, "a.txt")
+    assert seen == [CHUNK_BYTES, CHUNK_BYTES + 1]
+    with pytest.raises(InvalidArgument, match="is a directory"):
+        await async_client.datasets.upload(tmp_path)
+
+
+def test_all_tasks_are_watched(client: Client, server: Any, script: Callable[..., None]) -> None:
+    server.events = progress_events(3)
+    script((2, "break"), (3, "hold"))
+    stream = client.tasks.watch_all()
+    assert [next(stream).event.type for _ in range(3)] == ["task.progressed", "task.progressed", "task.completed"]
+    stream.close()
+    assert server.last_event_ids == ["", "2"]

@@ -107,10 +107,7 @@ def events(
     token: Token = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Print what happens, live: to one task until it ends, or to all tasks until Ctrl-C.
-
-    For all tasks the list is asked every second for new ones, and each is then watched; nothing of a task is missed.
-    """
+    """Print what happens, live: to one task until it ends, or to all tasks until Ctrl-C."""
     from tunesmith.cli.events import follow
 
     follow(task, json=json, url=url, token=token, data_dir=data_dir)

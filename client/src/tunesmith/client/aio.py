@@ -15,7 +15,7 @@ from tunesmith.client import operations, resources
 from tunesmith.client.config import Config, discover
 from tunesmith.client.errors import ApiError
 from tunesmith.client.exchange import Exchange, Operation, Subscription
-from tunesmith.client.uploading import chunks, dataset_upload
+from tunesmith.client.uploading import Progress, dataset_upload, ignore, sent_in_threads
 from tunesmith.task.v1.dataset_service_pb2 import Dataset
 from tunesmith.task.v1.task_pb2 import Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
@@ -91,6 +91,7 @@ class AsyncTasks(_Caller):
     metrics = _call(operations.metrics)
     checkpoints = _call(operations.checkpoints)
     watch = _stream(operations.watch)
+    watch_all = _stream(operations.watch_all)
     follow_logs = _stream(operations.follow_log)
 
     async def list(self, request: ListTasksRequest | None = None) -> AsyncIterator[Task]:
@@ -118,13 +119,16 @@ class AsyncDatasets(_Caller):
     validate = _call(resources.validate_dataset)
     report = _call(resources.report_dataset)
 
-    async def upload(self, path: Path | str, *, name: str = "", kind: str = "") -> Dataset:
-        """Stores a file as a dataset, or as the next version of the one of that name; every row of it is checked."""
+    async def upload(self, path: Path | str, *, name: str = "", kind: str = "", progress: Progress = ignore) -> Dataset:
+        """Stores a file as a dataset, or as the next version of the one of that name; every row of it is checked.
+
+        progress is called with the bytes sent and the file's size; from the start again when a try failed.
+        """
         exchange = dataset_upload(path, self._config, name=name, kind=kind)
         while True:
             try:
                 with exchange.path.open("rb") as file:
-                    request = exchange.build_upload(self._http, chunks(file))
+                    request = exchange.build_upload(self._http, sent_in_threads(file, exchange.size, progress))
                     return exchange.result(await self._http.send(request))
             except (httpx.TransportError, ApiError) as failure:
                 await asyncio.sleep(exchange.pause(failure))

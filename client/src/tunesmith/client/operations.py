@@ -33,6 +33,8 @@ from tunesmith.task.v1.task_service_pb2 import (
     TailLogResponse,
     WatchTaskRequest,
     WatchTaskResponse,
+    WatchTasksRequest,
+    WatchTasksResponse,
 )
 from tunesmith.trainer.v1 import trainer_service_pb2
 from tunesmith.trainer.v1.trainer_service_pb2 import (
@@ -122,6 +124,14 @@ def watch(task_id: str, *, cursor: str = "") -> Operation[WatchTaskResponse, Wat
     """Yields what happens to a task until it ends: first a snapshot, or what followed the cursor."""
     request = WatchTaskRequest(task_id=task_id, cursor=cursor)
     return Operation(_task_rpc("WatchTask"), request, WatchTaskResponse, lambda response: response)
+
+
+def watch_all(*, cursor: str = "") -> Operation[WatchTasksResponse, WatchTasksResponse]:
+    """Yields what happens to all of the caller's tasks, without end: first a snapshot of each unfinished one, or what
+    followed the cursor.
+    """
+    request = WatchTasksRequest(cursor=cursor)
+    return Operation(_task_rpc("WatchTasks"), request, WatchTasksResponse, lambda response: response)
 
 
 def follow_log(task_id: str, *, cursor: str = "") -> Operation[TailLogResponse, TailLogResponse]:

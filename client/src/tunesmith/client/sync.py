@@ -14,7 +14,7 @@ from tunesmith.client import operations, resources
 from tunesmith.client.config import Config, discover
 from tunesmith.client.errors import ApiError
 from tunesmith.client.exchange import Exchange, Operation, Subscription
-from tunesmith.client.uploading import dataset_upload
+from tunesmith.client.uploading import Progress, dataset_upload, ignore, sent
 from tunesmith.task.v1.dataset_service_pb2 import Dataset
 from tunesmith.task.v1.task_pb2 import Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
@@ -87,6 +87,7 @@ class Tasks(_Caller):
     metrics = _call(operations.metrics)
     checkpoints = _call(operations.checkpoints)
     watch = _stream(operations.watch)
+    watch_all = _stream(operations.watch_all)
     follow_logs = _stream(operations.follow_log)
 
     def list(self, request: ListTasksRequest | None = None) -> Iterator[Task]:
@@ -112,13 +113,18 @@ class Datasets(_Caller):
     validate = _call(resources.validate_dataset)
     report = _call(resources.report_dataset)
 
-    def upload(self, path: Path | str, *, name: str = "", kind: str = "") -> Dataset:
-        """Stores a file as a dataset, or as the next version of the one of that name; every row of it is checked."""
+    def upload(self, path: Path | str, *, name: str = "", kind: str = "", progress: Progress = ignore) -> Dataset:
+        """Stores a file as a dataset, or as the next version of the one of that name; every row of it is checked.
+
+        progress is called with the bytes sent and the file's size; from the start again when a try failed.
+        """
         exchange = dataset_upload(path, self._config, name=name, kind=kind)
         while True:
             try:
                 with exchange.path.open("rb") as file:
-                    return exchange.result(self._http.send(exchange.build_upload(self._http, file)))
+                    return exchange.result(
+                        self._http.send(exchange.build_upload(self._http, sent(file, exchange.size, progress)))
+                    )
             except (httpx.TransportError, ApiError) as failure:
                 time.sleep(exchange.pause(failure))
 

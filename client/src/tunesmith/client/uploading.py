@@ -1,7 +1,7 @@
 """Uploads: a file as the body of a request, which is no message that could be transcoded."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +19,9 @@ CHUNK_BYTES = 1 << 20
 CHECK_SECONDS = 600.0
 PATH = "/v1/datasets"
 
+# Takes the bytes sent and the bytes in all.
+Progress = Callable[[int, int], None]
+
 
 class DatasetUpload(Exchange[UploadDatasetResponse, Dataset]):
     """The upload of one file with its retries. The same content twice is one version, so it may be sent again."""
@@ -30,15 +33,16 @@ class DatasetUpload(Exchange[UploadDatasetResponse, Dataset]):
         query = tuple((field.name, str(value)) for field, value in header.ListFields())
         super().__init__(operation, config, HttpCall("POST", PATH, query, None))
         self.path = path
+        self.size = path.stat().st_size
 
     def build_upload(
-        self, http: httpx.Client | httpx.AsyncClient, content: IO[bytes] | AsyncIterator[bytes]
+        self, http: httpx.Client | httpx.AsyncClient, content: Iterator[bytes] | AsyncIterator[bytes]
     ) -> httpx.Request:
         """The request to send, with the file's bytes as its body."""
         headers = {
             "accept": "application/json",
             "content-type": "application/octet-stream",
-            "content-length": str(self.path.stat().st_size),
+            "content-length": str(self.size),
         }
         return http.build_request(
             self._call.verb,
@@ -63,7 +67,23 @@ def dataset_upload(path: Path | str, config: Config, *, name: str = "", kind: st
     return DatasetUpload(file, DatasetHeader(name=name, type=kind, file_name=file.name), config)
 
 
-async def chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
-    """The rest of a file, read in a thread."""
+def ignore(done: int, size: int) -> None:
+    """Nobody wants to know how far an upload is."""
+
+
+def sent(file: IO[bytes], size: int, progress: Progress) -> Iterator[bytes]:
+    """The rest of a file, with a call of progress after each piece that was taken."""
+    done = 0
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+        done += len(chunk)
+        progress(done, size)
+
+
+async def sent_in_threads(file: IO[bytes], size: int, progress: Progress) -> AsyncIterator[bytes]:
+    """As sent, reading in a thread."""
+    done = 0
     while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
         yield chunk
+        done += len(chunk)
+        progress(done, size)
