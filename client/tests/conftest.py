@@ -22,8 +22,8 @@ class Server:
     """The state of the server.
 
     faults are taken one per request: an HTTP status, "drop", or "drop after". connections are taken one per stream: how
-    many events it gets, and then "end", "error", "break", "half" (of an event), "close" or "hold". answers are documents by
-    verb and path, for example "GET /v1/quota".
+    many events it gets, and then "end", "error", "break", "half" (of an event), "close" or "hold". answers are
+    documents by verb and path, for example "GET /v1/quota".
     """
 
     url: str = ""
