@@ -251,3 +251,13 @@ async def test_a_reader_that_takes_nothing_is_left(tmp_path: Path, start_gateway
         await asyncio.wait_for(gateway.tasks.cancelled.wait(), 20)
         assert gateway.tasks.events.qsize() > 100
         socket.transport.abort()
+
+
+async def test_only_so_many_may_be_open(tmp_path: Path, start_gateway: Any) -> None:
+    async with start_gateway(tmp_path, max_connections=2) as gateway:
+        async with open_socket(gateway), open_socket(gateway):
+            status, _ = await refused(gateway)
+            assert status == 503
+        async with open_socket(gateway) as socket:
+            await socket.send("ping")
+            assert await socket.recv() == "pong"

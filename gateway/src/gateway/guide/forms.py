@@ -16,6 +16,7 @@ from servicekit.errors import InvalidArgument, Problem
 
 MOST_PARTS = 200
 LONGEST_FIELD = 64 * 1024
+LONGEST_BOUNDARY = 70  # RFC 2046, section 5.1.1
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -71,7 +72,7 @@ async def read_form(call: Call) -> AsyncIterator[Form]:
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.header(b"content-type"))
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= LONGEST_BOUNDARY:
         raise InvalidArgument(problems=[Problem("", "the body must be multipart/form-data with a boundary")])
     return boundary
 
@@ -82,6 +83,7 @@ class _Reader:
     def __init__(self, boundary: bytes, most_bytes: int) -> None:
         self._form = Form()
         self._most = most_bytes
+        self._size = 0
         self.opened: list[IO[bytes]] = []
         self._todo: list[Callable[[], Awaitable[None]]] = []
         self._headers: dict[bytes, bytes] = {}
@@ -163,8 +165,9 @@ class _Reader:
     async def _write(self, piece: bytes) -> None:
         if self._file is not None:
             self._file.size += len(piece)
-            if self._file.size > self._most:
-                message = f"the file is larger than {self._most} bytes (TUNESMITH_MAX_UPLOAD_BYTES)"
+            self._size += len(piece)
+            if self._size > self._most:
+                message = f"the form's files are larger than {self._most} bytes (TUNESMITH_MAX_UPLOAD_BYTES)"
                 raise InvalidArgument(message, reason=BODY_TOO_LARGE)
             await asyncio.to_thread(self._file.file.write, piece)
         elif self._text is not None:

@@ -12,7 +12,7 @@ from gateway.settings import GatewaySettings
 from gateway.ws.connection import Connection, Events
 from gateway.ws.handshake import Handshake
 from gateway.ws.refusal import refuse
-from servicekit.errors import NotFound, TunesmithError
+from servicekit.errors import NotFound, TunesmithError, Unavailable
 from servicekit.identity import TokenVerifier
 from tunesmith.task.v1 import event_pb2, task_service_pb2, task_service_pb2_grpc
 
@@ -29,6 +29,7 @@ class Sockets:
         self._tasks = task_service_pb2_grpc.TaskServiceStub(backends.channels["task"])
         self._settings = settings
         self._closing = closing
+        self._open = 0
         verifier = TokenVerifier(settings.public_key_file.read_bytes()) if settings.public_key_file else None
         self._handshake = Handshake(verifier, frozenset(settings.cors_origins))
 
@@ -39,6 +40,13 @@ class Sockets:
         except TunesmithError as error:
             await refuse(request, send, error)
             return
+        self._open += 1
+        try:
+            await self._serve(request, send, events)
+        finally:
+            self._open -= 1
+
+    async def _serve(self, request: Request, send: Send, events: Events) -> None:
         await send({"type": "websocket.accept", "subprotocol": self._handshake.subprotocol(request)})
         connection = Connection(
             request,
@@ -49,7 +57,9 @@ class Sockets:
         await connection.serve(events, self._closing)
 
     def _events(self, request: Request) -> Events:
-        """What the client is to be told. Raises NotFound, Unauthenticated, PermissionDenied."""
+        """What the client is to be told. Raises NotFound, Unauthenticated, PermissionDenied, Unavailable."""
+        if self._open >= self._settings.max_connections:
+            raise Unavailable("too many WebSockets are open; try again later", reason="TOO_MANY_CONNECTIONS")
         found = _PATH.fullmatch(request.scope["path"])
         if found is None:
             raise NotFound(f"there is no WebSocket at {request.path}; there are {ALL} and {ONE}")
