@@ -111,6 +111,18 @@ def test_a_job_runs_to_its_end(zygote: Zygote, jobs: JobFactory) -> None:
     assert (directory / "output" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_forked_child_trains_on_quantized_weights(zygote: Zygote, jobs: JobFactory, kind: str) -> None:
+    """What bitsandbytes prints about kernels that nothing needs is not in the log."""
+    language_model = {"method": "METHOD_QLORA", "quantization": {"type": kind}}
+    process = zygote.start(jobs.directory(language_model=language_model))
+    assert process.wait() == 0
+    assert process.events[-1]["type"] == "done"
+    assert "bitsandbytes" not in process.log
+    assert "kernels" not in process.log
+    assert "MatMul8bitLt" not in process.log
+
+
 def test_term_saves_and_ends_in_order(zygote: Zygote, jobs: JobFactory) -> None:
     directory = jobs.directory(training=ENDLESS)
     process = zygote.start(directory)

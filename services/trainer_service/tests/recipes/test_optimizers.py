@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import optimization
 
@@ -16,7 +17,7 @@ from trainer_service.recipes.config import Training
 from trainer_service.recipes.optimizers import Optimisation, create_optimizer
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.schedules import Schedule
-from trainer_service.recipes.support import OPTIMIZERS, SCHEDULERS
+from trainer_service.recipes.support import OPTIMIZER_ALIASES, OPTIMIZERS, SCHEDULERS
 
 from .conftest import JobFactory, run
 
@@ -107,6 +108,39 @@ def test_every_optimizer_trains_a_language_model(jobs: JobFactory, name: str) ->
     curve = events.curve()
     assert min(curve[9], curve[10]) < curve[1]
     assert all(norm > 0 for norm in events.curve("grad_norm").values())
+
+
+@pytest.mark.parametrize("name", sorted({OPTIMIZER_ALIASES.get(name, name) for name in OPTIMIZERS}))
+def test_a_killed_job_goes_on_as_if_nothing_had_happened(jobs: JobFactory, name: str) -> None:
+    """With evaluations between, for which some optimisers put other weights into place."""
+    content: dict[str, Any] = {
+        "training": {
+            "optim": name,
+            "max_steps": 8,
+            "save_strategy": "INTERVAL_STRATEGY_STEPS",
+            "save_steps": 4,
+            "eval_strategy": "INTERVAL_STRATEGY_STEPS",
+            "eval_steps": 3,
+            "gradient_checkpointing": True,
+            "learning_rate": 0.3 if name in ("lomo", "sgd") else 1e-2,
+        },
+        "language_model": {"method": "METHOD_FULL", "eval_ratio": 0.2},
+    }
+    whole_job, killed_job = jobs(**content), jobs(**content)
+    whole = run(whole_job)
+
+    def die(event: dict[str, Any]) -> None:
+        if event["type"] == "checkpoint":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(killed_job, die)
+    resumed_job = jobs(**content, resume_from=str(killed_job.checkpoints / "checkpoint-4"))
+    resumed = run(resumed_job)
+    for metric in ("loss", "eval_loss", "learning_rate"):
+        assert resumed.curve(metric) == {step: value for step, value in whole.curve(metric).items() if step > 4}
+    one, other = (load_file(job.output_dir / "model.safetensors") for job in (whole_job, resumed_job))
+    assert all(torch.equal(one[tensor], other[tensor]) for tensor in one | other)
 
 
 def test_adam_takes_its_parameters() -> None:
