@@ -15,6 +15,7 @@ from typing import Any
 from modelkit.datasets import DatasetFiles
 from servicekit.errors import InvalidArgument, Problem, Unavailable
 from trainer_service.checks import CheckedSpec
+from trainer_service.data_answers import ANSWER, QUESTION
 from trainer_service.fork_launcher import ForkLauncher
 from trainer_service.launcher import LaunchError
 from tunesmith.task.v1 import spec_pb2
@@ -23,7 +24,6 @@ from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 logger = logging.getLogger(__name__)
 
 ENTRY = "trainer_service.data_answers:run"
-QUESTION, ANSWER = "question.json", "answer.json"
 REPORT_SECONDS, TOKEN_SECONDS = 55.0, 20.0
 CHECK_SECONDS, LOOK_SECONDS = 15.0, 5.0
 DEFAULT_LENGTH, DEFAULT_PREVIEW = 512, 3

@@ -4,7 +4,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from modelkit.datasets.lines import MAX_LINE_BYTES
 from modelkit.errors import InvalidDataset, Problem
@@ -12,48 +12,49 @@ from modelkit.errors import InvalidDataset, Problem
 BLOCK_BYTES = 1 << 20
 WHITESPACE = " \t\n\r"
 HINT = "write an array of objects, an object with such an array, or JSON Lines"
-# A number may go on in the next block, so what ends where the text at hand ends is not yet known to be whole.
 _DECODER = json.JSONDecoder()
 
 
 def read_objects(path: Path) -> Iterator[Any]:
     """Yields the items of the file's array. Raises InvalidDataset when there is none, OSError, UnicodeDecodeError."""
-    reader = _Reader(path)
-    first = reader.peek()
-    if first == "{":
-        reader.take()
-        if not reader.find_array():
-            raise _refusal(path, "holds no array of objects")
-    elif first != "[":
-        raise _refusal(path, "begins neither with [ nor with {")
-    reader.take()
-    while reader.peek() != "]":
-        yield reader.value()
-        if reader.peek() == ",":
+    with path.open("rb") as file:
+        reader = _Reader(path, file)
+        first = reader.peek()
+        if first == "{":
             reader.take()
-        elif reader.peek() != "]":
-            raise _refusal(path, f"has no comma after item {reader.items} of its array")
+            if not reader.find_array():
+                raise _refusal(path, "holds no array of objects")
+        elif first != "[":
+            raise _refusal(path, "begins neither with [ nor with {")
+        reader.take()
+        while reader.peek() != "]":
+            yield reader.value()
+            if reader.peek() == ",":
+                reader.take()
+            elif reader.peek() != "]":
+                raise _refusal(path, f"has no comma after item {reader.items} of its array")
 
 
 def holds_lines(path: Path) -> bool:
     """Whether a file named .json is JSON Lines: one whole object, then another."""
-    reader = _Reader(path)
-    if reader.peek() != "{":
-        return False
-    try:
-        reader.value()
-    except InvalidDataset:
-        return False
-    return reader.peek() == "{"
+    with path.open("rb") as file:
+        reader = _Reader(path, file)
+        try:
+            if reader.peek() != "{":
+                return False
+            reader.value()
+            return reader.peek() == "{"
+        except (InvalidDataset, UnicodeDecodeError):
+            return False
 
 
 class _Reader:
     """A window on the text of a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self.items = 0
-        self._file = path.open("rb")
+        self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._ended = "", 0, False
 
@@ -64,8 +65,6 @@ class _Reader:
         self._ended = not block
         self._text = self._text[self._at :] + self._decode.decode(block, final=self._ended)
         self._at = 0
-        if self._ended:
-            self._file.close()
         return not self._ended
 
     def peek(self) -> str:
@@ -95,7 +94,7 @@ class _Reader:
             except RecursionError:
                 raise _refusal(self.path, f"is nested too deeply at item {self.items + 1}") from None
             if end == len(self._text) and self._more():
-                continue
+                continue  # a number may go on in the next block
             self._at = end
             self.items += 1
             return value
