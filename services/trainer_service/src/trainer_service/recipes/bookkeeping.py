@@ -65,6 +65,7 @@ class Bookkeeper:
         self._tokens = self._rows = 0.0
         self._since = self._saved_at = time.monotonic()
         self._told = False
+        self._told_a_number = True
 
     @property
     def epoch(self) -> float:
@@ -141,8 +142,11 @@ class Bookkeeper:
             self.loss_is_finite()
 
     def loss_is_finite(self) -> bool:
-        """Whether all losses since the last metrics are numbers. Raises LossDiverged when the job ends for that."""
-        if math.isfinite(self._world.sum([float(self._loss_sum)])[0]):
+        """Whether all losses since the last metrics are numbers, or those told just now.
+
+        Raises LossDiverged when the job ends for that.
+        """
+        if math.isfinite(self._world.sum([float(self._loss_sum)])[0]) and (self._loss_steps or self._told_a_number):
             return True
         if self._training.divergence_action == "STOP":
             raise LossDiverged(not_a_number(self.step), remedies.DIVERGED)
@@ -234,6 +238,7 @@ class Bookkeeper:
         )
         if message := self._waiting.too_long():
             self._events.log(f"{message}. What helps: {'; '.join(remedies.SLOW)}", level=WARNING)
+        self._told_a_number = math.isfinite(loss)
         self._loss_sum.zero_()
         self._loss_steps = 0
         self._tokens = self._rows = 0.0

@@ -24,6 +24,7 @@ EXPLODED_POINTS, EXPLODED_STEPS = 5, 50
 STALL_POINTS, STALL_STEPS, STALL_SHARE, LEAST_FALL = 20, 200, 0.2, 0.005
 SIZEABLE_RATE = 0.1
 LEARNT = 0.01
+RISEN = 1.2  # that is no stall, but the beginning of a divergence
 # Overfitting: so many evaluations in a row, each worse than the one before, by this share in all.
 RISING_EVALUATIONS, LEAST_RISE = 3, 0.005
 
@@ -107,7 +108,8 @@ class Explosion:
         self._first: float | None = None
         self._best = math.inf
         self._best_step = 0
-        self._recent: deque[tuple[int, float]] = deque(maxlen=EXPLODED_POINTS)
+        self._points = 0
+        self._since = 0
 
     def told(self, step: int, loss: float) -> str:
         """What to say once it has exploded, else nothing."""
@@ -115,12 +117,15 @@ class Explosion:
             self._first = loss
         if loss < self._best:
             self._best, self._best_step = loss, step
-        self._recent.append((step, loss))
-        lowest = min(recent for _, recent in self._recent)
-        lasts = len(self._recent) == EXPLODED_POINTS and step - self._recent[0][0] >= EXPLODED_STEPS
-        above_first = lowest > self._first + max(1.0, self._first / 2)
-        above_best = lowest > 3 * self._best and lowest > self._best + 3.0
-        if not (lasts and (above_first or above_best)):
+        above_first = loss > self._first + max(1.0, self._first / 2)
+        above_best = loss > 3 * self._best and loss > self._best + 3.0
+        if not (above_first or above_best):
+            self._points = 0
+            return ""
+        if not self._points:
+            self._since = step
+        self._points += 1
+        if self._points < EXPLODED_POINTS or step - self._since < EXPLODED_STEPS:
             return ""
         return (
             f"the loss has exploded: it is {loss:.2f} at step {step}; it began with {self._first:.2f} and was "
@@ -130,13 +135,14 @@ class Explosion:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         best = None if math.isinf(self._best) else self._best
-        return {"first": self._first, "best": best, "best_step": self._best_step, "recent": list(self._recent)}
+        known = {"first": self._first, "best": best, "best_step": self._best_step}
+        return {**known, "points": self._points, "since": self._since}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
         self._first, self._best_step = state["first"], int(state["best_step"])
         self._best = math.inf if state["best"] is None else float(state["best"])
-        self._recent.extend((int(step), float(loss)) for step, loss in state["recent"])
+        self._points, self._since = int(state["points"]), int(state["since"])
 
 
 class Stall:
@@ -166,7 +172,7 @@ class Stall:
         half = STALL_POINTS // 2
         before, now = statistics.fmean(losses[:half]), statistics.fmean(losses[half:])
         noise = math.sqrt((statistics.variance(losses[:half]) + statistics.variance(losses[half:])) / half)
-        if now < LEARNT or before - now + noise >= LEAST_FALL * before:
+        if now < LEARNT or now > RISEN * before or before - now + noise >= LEAST_FALL * before:
             return ""
         steps = step - self._points[0][0]
         return (

@@ -1,0 +1,142 @@
+"""Checkpoints are copied in memory and written beside training: whole or not at all, one at a time (faults 25)."""
+
+import errno
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from trainer_service.recipes import saving, snapshots
+from trainer_service.recipes.background import Background
+from trainer_service.recipes.config import Training
+from trainer_service.recipes.failures import describe
+from trainer_service.recipes.saving import CheckpointWriter
+from trainer_service.recipes.snapshots import Snapshots, size_of
+
+from .conftest import JobFactory, Recorder, run
+
+SAVING = {"save_strategy": "STEPS", "save_steps": 2}
+
+
+def test_a_snapshot_keeps_what_was_and_what_was_shared() -> None:
+    weight = torch.arange(6.0).view(2, 3)
+    tree = {"a": weight, "tied": weight, "state": [{"step": 3, "half": torch.ones(2, dtype=torch.bfloat16)}], "b": (1,)}
+    taken = Snapshots().take(tree)
+    weight += 1
+    assert taken["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert taken["a"] is taken["tied"]
+    assert (taken["state"][0]["step"], taken["state"][0]["half"].dtype, taken["b"]) == (3, torch.bfloat16, (1,))
+    assert size_of(tree) == 2 * 24 + 4
+
+
+def test_snapshots_use_their_memory_again() -> None:
+    keeper, weight = Snapshots(), torch.zeros(4)
+    first = keeper.take([weight])[0]
+    weight += 1
+    second = keeper.take([weight])[0]
+    assert first.data_ptr() == second.data_ptr()
+    assert second.tolist() == [1, 1, 1, 1]
+
+
+def test_work_in_the_background_is_one_at_a_time_and_its_failure_is_told_once() -> None:
+    background, gate, done = Background("work"), threading.Event(), []
+
+    def first() -> None:
+        gate.wait(30)
+        done.append(1)
+
+    def second() -> None:
+        assert done == [1]
+        raise OSError(errno.EIO, "broken")
+
+    background.start(first)
+    background.check()
+    assert done == []
+    gate.set()
+    background.start(second)
+    with pytest.raises(OSError, match="broken"):
+        background.wait()
+    background.wait()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(jobs: JobFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writing of the first waits until two more steps were taken; what it holds is the step it was due at."""
+    stepped = threading.Event()
+    write = CheckpointWriter.write
+
+    def slow(self: CheckpointWriter, step: int, *rest: Any) -> Path:
+        assert step != 2 or stepped.wait(30)
+        return write(self, step, *rest)
+
+    monkeypatch.setattr(CheckpointWriter, "write", slow)
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["type"] == "metrics" and event["step"] == 3 and "loss" in event["values"]:
+            stepped.set()
+
+    job = jobs(training={**SAVING, "max_steps": 4})
+    events = run(job, watch)
+    order = [(event["type"], event["step"]) for event in events.events if event["type"] in ("checkpoint", "done")]
+    assert order == [("checkpoint", 2), ("checkpoint", 4), ("done", 4)]
+    kinds = [(event["type"], event.get("step")) for event in events.events]
+    assert kinds.index(("progress", 4)) > kinds.index(("metrics", 3))
+    monkeypatch.undo()
+    alone = jobs(training={**SAVING, "max_steps": 4})
+    run(alone)
+    ours, theirs = (load_file(one.checkpoints / "checkpoint-2" / "adapter_model.safetensors") for one in (job, alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert len(events.curve("checkpoint_stall_seconds")) == 2
+
+
+def test_a_write_that_fails_ends_the_job_and_is_never_told_as_saved(
+    jobs: JobFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data")
+
+    monkeypatch.setattr(saving, "sync", full)
+    job, events = jobs(training=SAVING), Recorder()
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(job, events.events.append)
+    assert describe(caught.value).reason == "DISK_FULL"
+    assert events.of("checkpoint") == events.of("done") == []
+    assert list(job.checkpoints.glob("*checkpoint-*")) == []
+
+
+def test_without_room_for_a_copy_training_waits_for_the_files(
+    jobs: JobFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "available_bytes", lambda: 0)
+    events = run(jobs(training=SAVING))
+    kinds = [(event["type"], event.get("step")) for event in events.events]
+    assert kinds.index(("checkpoint", 2)) < kinds.index(("progress", 3) if ("progress", 3) in kinds else ("metrics", 3))
+    assert [event["step"] for event in events.of("checkpoint")] == [2, 4, 6]
+
+
+def test_a_full_disk_is_known_by_whatever_a_library_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.zeros(1 << 16)}
+
+    def refuse(_: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="no space left on the disk") as caught:
+        saving.write_directory(tmp_path / "one", refuse)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        saving.write_directory(tmp_path / "two", lambda _: torch.save(tensors, "/dev/full"))
+    monkeypatch.setattr(saving, "NO_SPACE", 1 << 62)
+    with pytest.raises(OSError, match="no space left on the disk"):
+        saving.write_directory(tmp_path / "two", lambda _: torch.save(tensors, "/dev/full"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_those_of_the_job(jobs: JobFactory) -> None:
+    job = jobs(training=SAVING)
+    run(job)
+    stored = torch.load(job.checkpoints / "checkpoint-6" / "training_args.bin", weights_only=True)
+    assert stored.keys() == set(Training.__slots__)
+    assert stored["seed"] == 42
