@@ -289,6 +289,7 @@ async def running_service(directory: Path, database_url: str, nats_url: str, **s
         "nats_url": nats_url,
         "database_url": database_url,
         "object_store_url": f"file://{directory}/objects",
+        "upload_dir": directory / "uploads",
         "drain_seconds": 0.2,
         "backoff_seconds": 0.05,
     }

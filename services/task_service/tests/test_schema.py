@@ -3,14 +3,14 @@
 import asyncio
 
 import pytest
-from alembic import op
+from alembic import command, op
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, insert, inspect, select
 
 from servicekit.database import create_engine
 from task_service.database import schema
-from task_service.database.models import Base
+from task_service.database.models import Base, UserRow
 
 
 def differences(connection: Connection) -> list[object]:
@@ -49,4 +49,20 @@ async def test_an_interrupted_migration_leaves_nothing(database_url: str, monkey
     async with engine.connect() as connection:
         assert await connection.run_sync(lambda sync: inspect(sync).get_table_names()) == []
     await schema.migrate(engine)
+    await engine.dispose()
+
+
+async def test_a_database_of_the_first_version_keeps_its_tasks(database_url: str) -> None:
+    def first_version(connection: Connection) -> None:
+        command.upgrade(schema.alembic_config(connection), "0001")
+        connection.execute(insert(UserRow).values(name="alice"))
+
+    engine = create_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(first_version)
+        assert not await connection.run_sync(lambda sync: inspect(sync).has_table("datasets"))
+    await schema.migrate(engine)
+    async with engine.connect() as connection:
+        assert (await connection.execute(select(UserRow.name))).scalar_one() == "alice"
+        assert await connection.run_sync(differences) == []
     await engine.dispose()

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -103,10 +103,7 @@ async def test_uploads_at_once(service: Service, alice: Client) -> None:
     assert len(await stored(service)) == 5
 
 
-async def test_a_cut_off_upload_leaves_nothing(
-    service: Service, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+async def test_a_cut_off_upload_leaves_nothing(service: Service, alice: Client, tmp_path: Path) -> None:
     begun = asyncio.Event()
 
     async def endless() -> AsyncIterator[pb.UploadDatasetRequest]:
@@ -117,10 +114,22 @@ async def test_a_cut_off_upload_leaves_nothing(
 
     uploading = asyncio.ensure_future(stub(alice).UploadDataset(endless()))
     await begun.wait()
+    await eventually(lambda: any((tmp_path / "uploads").iterdir()))
     uploading.cancel()
     await asyncio.gather(uploading, return_exceptions=True)
-    await eventually(lambda: not list(Path(tempfile.gettempdir()).glob("tunesmith-upload-*")))
+    await eventually(lambda: not any((tmp_path / "uploads").iterdir()))
     assert await nothing_is_left(service)
+
+
+def test_what_a_killed_service_left_is_cleared(tmp_path: Path) -> None:
+    old, new = tmp_path / "uploads" / "upload-old", tmp_path / "uploads" / "upload-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "data").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    receiving.Inbox(tmp_path / "uploads", 1).prepare()
+    assert not old.exists()
+    assert new.exists(), "another replica may be at it"
 
 
 async def test_a_store_that_fails_leaves_nothing(

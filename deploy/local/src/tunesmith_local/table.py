@@ -94,7 +94,12 @@ def _nats_settings(ports: Mapping[str, int], account: nats.Account) -> dict[str,
 
 def _task_service(request: Request, ports: Mapping[str, int], account: nats.Account) -> Program:
     database = os.environ.get("TUNESMITH_DATABASE_URL", f"sqlite:///{request.data.database}")
-    settings = {**_nats_settings(ports, account), "database_url": database, "trainer_target": _trainers(request, ports)}
+    settings = {
+        **_nats_settings(ports, account),
+        "database_url": database,
+        "trainer_target": _trainers(request, ports),
+        "upload_dir": str(request.data.work / "uploads"),
+    }
     return _service(request, ports, TASK, "task_service", TASK, NATS, **settings)
 
 

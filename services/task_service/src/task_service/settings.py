@@ -1,5 +1,7 @@
 """Settings of the task service."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from servicekit.settings import ServiceSettings
@@ -19,6 +21,9 @@ class TaskServiceSettings(ServiceSettings):
     check_spec_seconds: float = Field(30.0, gt=0, description="Time for that check.")
     check_dataset_seconds: float = Field(600.0, gt=0, description="Time for checking the rows of an uploaded dataset.")
     max_upload_bytes: int = Field(10 * 1024**3, gt=0, description="Largest file that may be uploaded as a dataset.")
+    upload_dir: Path | None = Field(
+        None, description="Where uploads lie until they are stored; the system's temporary directory without one."
+    )
     checkpoint_quota: int = Field(
         -1, ge=-1, description="Checkpoints a month of users for whom no administrator set a quota; -1 is unlimited."
     )

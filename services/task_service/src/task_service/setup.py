@@ -24,6 +24,7 @@ from task_service.database.models import OUTBOX
 from task_service.database.schema import migrate
 from task_service.datasets.checking import DatasetChecker, TrainerDatasetChecker
 from task_service.datasets.queries import Datasets
+from task_service.datasets.receiving import Inbox
 from task_service.datasets.servicer import DatasetServicer
 from task_service.datasets.upload import UploadDataset
 from task_service.facts.consumer import FactConsumer, facts_waiting
@@ -82,8 +83,10 @@ def servicers(
         logs=LogReader(bus, objects, LogArchives(core.database)),
         metrics=MetricReader(core.database),
     )
+    inbox = Inbox(settings.upload_dir, settings.max_upload_bytes)
+    inbox.prepare()
     dataset = DatasetServicer(
-        upload=UploadDataset(core.database, objects, trainer.datasets if trainer else None, settings.max_upload_bytes),
+        upload=UploadDataset(core.database, objects, trainer.datasets if trainer else None, inbox),
         datasets=Datasets(core.database),
     )
     tasks = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"]

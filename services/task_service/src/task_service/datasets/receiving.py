@@ -5,6 +5,7 @@ import errno
 import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import IO
 from servicekit.errors import InvalidArgument, Problem, ResourceExhausted
 from tunesmith.task.v1 import dataset_service_pb2 as pb
 
+PREFIX = "upload-"
 RESERVE_BYTES = 256 * 1024 * 1024
+ABANDONED_SECONDS = 24 * 3600.0
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Requests = AsyncIterator[pb.UploadDatasetRequest]
@@ -30,15 +33,33 @@ class Received:
     sha256: str
 
 
+class Inbox:
+    """The directory that uploads pass through, without one the system's temporary one; at most max_bytes each."""
+
+    def __init__(self, directory: Path | None, max_bytes: int) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+
+    def prepare(self) -> None:
+        """Makes the directory and clears what a killed process left a day ago. Blocks. Raises OSError."""
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        oldest = time.time() - ABANDONED_SECONDS
+        for folder in self.directory.glob(f"{PREFIX}*"):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @asynccontextmanager
-async def receive(requests: Requests, max_bytes: int) -> AsyncIterator[Received]:
+async def receive(requests: Requests, inbox: Inbox) -> AsyncIterator[Received]:
     """The file of a stream, which is gone when the block ends.
 
     Raises InvalidArgument for a stream without header or data or with another hash than announced, ResourceExhausted
-    for more than max_bytes and when the disk of the temporary directory is full.
+    for too many bytes and when the inbox's disk is full.
     """
     header = await _header(requests)
-    with tempfile.TemporaryDirectory(prefix="tunesmith-upload-") as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=inbox.directory) as folder:
         path = Path(folder) / "data"
         digest = hashlib.sha256()
         size = 0
@@ -47,9 +68,10 @@ async def receive(requests: Requests, max_bytes: int) -> AsyncIterator[Received]
                 if request.HasField("header"):
                     raise _refused("header", "is the first message alone; the others carry data")
                 size += len(request.data)
-                if size > max_bytes:
-                    message = f"the file has more than {max_bytes} bytes, the most that may be uploaded"
-                    raise ResourceExhausted(message, reason="DATASET_TOO_LARGE", metadata={"limit": str(max_bytes)})
+                if size > inbox.max_bytes:
+                    limit = str(inbox.max_bytes)
+                    message = f"the file has more than {limit} bytes, the most that may be uploaded"
+                    raise ResourceExhausted(message, reason="DATASET_TOO_LARGE", metadata={"limit": limit})
                 digest.update(request.data)
                 await asyncio.to_thread(_append, file, request.data, folder)
         sha256 = digest.hexdigest()
@@ -78,7 +100,7 @@ def _append(file: IO[bytes], data: bytes, folder: str) -> None:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        message = "the task service's temporary directory has no space for this upload; try again later"
+        message = "the task service's upload directory has no space for this file; try again later"
         raise ResourceExhausted(message, reason="DISK_FULL") from error
 
 

@@ -18,7 +18,7 @@ from task_service.database.access import Database, current_time
 from task_service.database.models import DatasetRow, GarbageRow
 from task_service.datasets.checking import PICTURES, DatasetChecker, Metadata
 from task_service.datasets.files import clean_file_name, ending, unreadable
-from task_service.datasets.receiving import Received, Requests, receive
+from task_service.datasets.receiving import Inbox, Received, Requests, receive
 from task_service.datasets.records import DatasetRepository, folder
 from task_service.ids import new_id
 from tunesmith.task.v1 import dataset_service_pb2 as pb
@@ -46,11 +46,11 @@ class UploadDataset:
     database: Database
     objects: ObjectStore
     checker: DatasetChecker | None
-    max_bytes: int
+    inbox: Inbox
 
     async def __call__(self, principal: Principal, requests: Requests, identity: Metadata | None) -> DatasetRow:
         """The new version, or the one that has the same content. Raises InvalidArgument or ResourceExhausted."""
-        async with receive(requests, self.max_bytes) as received:
+        async with receive(requests, self.inbox) as received:
             named = _named(received.header)
             await _require_readable(received.path, named)
             row, is_new = await self._keep(principal, received, named)
