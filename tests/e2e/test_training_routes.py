@@ -136,3 +136,33 @@ def test_datasets_are_uploaded_and_deleted(http: httpx.Client) -> None:
     assert [dataset["version"] for dataset in found] == [1], "the same content is the same version"
     assert http.delete(f"/api/training/datasets/{found[0]['id']}").status_code == 200
     assert http.delete(f"/api/training/datasets/{found[0]['id']}").status_code == 404
+
+
+def test_every_other_route_answers(http: httpx.Client, workload: Workload) -> None:
+    """QLoRA with the guide's settings (T22), the lists, and what comes later, said plainly."""
+    data = http.post("/api/llm-finetuning/data/upload", files={"file": ("train.jsonl", content())}).json()["path"]
+    quantized = {"use_4bit": True, "bnb_4bit_quant_type": "nf4", "use_nested_quant": False}
+    body = {"base_model": str(workload.model), "dataset_path": data, "epochs": 1, **quantized}
+    started = http.post("/api/llm-finetuning/qlora/start", json=body)
+    assert started.status_code == 200, started.text
+    task_id = started.json()["task_id"]
+    wait_until(
+        lambda: http.get(f"/api/llm-finetuning/status/{task_id}").json()["status"] in ("completed", "failed"),
+        90,
+        "the training to end",
+    )
+    assert http.get(f"/api/training/status/{task_id}").json()["error"] is None
+    models = http.get("/api/llm-finetuning/models").json()
+    assert {"llama-2-7b", "llama-2-13b", "mistral-7b", "phi-2", "qwen-7b"} <= {model["id"] for model in models}
+    assert all(set(model) == {"id", "name", "parameters", "description"} for model in models)
+    assert http.get("/api/training/models", params={"model_type": "llm"}).status_code == 200
+    images = {"dataset": ("images.zip", b"PK\x05\x06" + b"\0" * 18)}
+    for route in ("image-classifier", "object-detection"):
+        answer = http.post(f"/api/training/{route}", files=images, data={"base_model": "resnet50"})
+        assert answer.status_code == 501, answer.text
+    assert http.get(f"/api/training/download/{task_id}").status_code == 501
+    merge = {"task_id": task_id, "output_path": "/models/merged"}
+    assert http.post("/api/llm-finetuning/merge", json=merge).status_code == 501
+    assert http.post("/api/llm-finetuning/test", json={"task_id": task_id, "prompt": "hi"}).status_code == 501
+    assert http.get("/api/training/status/unknown").status_code == 404
+    assert http.get("/api/training/tasks", headers={"authorization": "Bearer x"}).status_code == 401
