@@ -202,6 +202,7 @@ async def test_another_users_template_does_not_exist(service: Service, alice: Cl
         stub(bob).DeleteTemplate(pb.DeleteTemplateRequest(template_id=template.id)),
         get(alice, "0" * 26),
         get(alice, "a\0b"),
+        stub(alice).DeleteTemplate(pb.DeleteTemplateRequest(template_id="a\0b")),
     ):
         with pytest.raises(NotFound) as caught:
             await call
@@ -210,6 +211,7 @@ async def test_another_users_template_does_not_exist(service: Service, alice: Cl
         await bob.create(template_id=template.id)
     assert [problem.field for problem in refused.value.problems] == ["template_id"]
     assert len(await listed(bob)) == len(builtin_templates())
+    assert await listed(bob, type="\0") == []
     assert (await create(bob)).id != template.id
     assert await get(service.client("root", Role.ADMIN), template.id) == template
 

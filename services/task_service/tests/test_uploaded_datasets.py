@@ -302,11 +302,13 @@ async def test_another_users_dataset_does_not_exist(service: Service, alice: Cli
         stub(bob).GetDataset(pb.GetDatasetRequest(dataset_id=dataset.id)),
         stub(bob).DeleteDataset(pb.DeleteDatasetRequest(dataset_id=dataset.id)),
         stub(alice).GetDataset(pb.GetDatasetRequest(dataset_id="0" * 26)),
+        stub(alice).GetDataset(pb.GetDatasetRequest(dataset_id="a\0b")),
     ):
         with pytest.raises(NotFound) as caught:
             await call
         assert caught.value.reason == "DATASET_NOT_FOUND"
-    assert list((await stub(bob).ListDatasets(pb.ListDatasetsRequest())).datasets) == []
+    for request in (pb.ListDatasetsRequest(), pb.ListDatasetsRequest(name="\0", type="\0")):
+        assert list((await stub(bob).ListDatasets(request)).datasets) == []
     with pytest.raises(InvalidArgument, match=f"there is no dataset {dataset.id}"):
         await bob.create(spec=training_on(dataset.id))
     for role in (Role.ADMIN, Role.SERVICE):

@@ -16,6 +16,11 @@ MICROSECONDS = 1_000_000
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
+def storable(text: str) -> str:
+    """A text of a query without NUL characters, which PostgreSQL refuses; no text of the database has one."""
+    return text.replace("\0", "\ufffd")
+
+
 class Json(TypeDecorator[Any]):
     """A JSON value kept as text; unlike the databases' own types it keeps NaN, infinities and NUL characters."""
 

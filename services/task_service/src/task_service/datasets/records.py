@@ -9,6 +9,7 @@ from servicekit.errors import FailedPrecondition, NotFound
 from servicekit.identity import Principal
 from task_service.database.access import current_time
 from task_service.database.models import DatasetRow, GarbageRow, TaskDatasetRow, TaskRow
+from task_service.database.types import storable
 from task_service.domain.lifecycle import FINAL
 
 NAMED_TASKS = 5
@@ -32,7 +33,7 @@ class DatasetRepository:
 
     async def get(self, principal: Principal, dataset_id: str, *, lock: bool = False) -> DatasetRow:
         """A dataset. Raises NotFound, also for somebody else's."""
-        query = select(DatasetRow).where(DatasetRow.id == dataset_id, dataset_visible_to(principal))
+        query = select(DatasetRow).where(DatasetRow.id == storable(dataset_id), dataset_visible_to(principal))
         row = await self._session.scalar(query.with_for_update() if lock else query)
         if row is None:
             raise NotFound(
@@ -55,8 +56,8 @@ class DatasetRepository:
         """The owner's newest datasets with a number below before; 0 begins with the newest."""
         query = select(DatasetRow).where(DatasetRow.owner == owner)
         query = query.where(DatasetRow.number < before) if before else query
-        query = query.where(DatasetRow.type == kind) if kind else query
-        query = query.where(DatasetRow.name == name) if name else query
+        query = query.where(DatasetRow.type == storable(kind)) if kind else query
+        query = query.where(DatasetRow.name == storable(name)) if name else query
         return list(await self._session.scalars(query.order_by(DatasetRow.number.desc()).limit(limit)))
 
     async def delete(self, principal: Principal, dataset_id: str) -> None:

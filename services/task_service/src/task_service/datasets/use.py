@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from servicekit.errors import FailedPrecondition, InvalidArgument, Problem
 from servicekit.identity import Principal
 from task_service.database.models import DatasetRow, TaskDatasetRow, TaskRow
+from task_service.database.types import storable
 from task_service.datasets.records import DatasetRepository, dataset_visible_to
 from tunesmith.task.v1 import spec_pb2
 
@@ -25,8 +26,8 @@ async def dataset_problems(session: AsyncSession, principal: Principal, spec: sp
     dataset_id, field = dataset_field(spec)
     if not dataset_id:
         return []
-    query = select(DatasetRow).where(DatasetRow.id == dataset_id, dataset_visible_to(principal))
-    row = await session.scalar(query) if "\0" not in dataset_id else None
+    query = select(DatasetRow).where(DatasetRow.id == storable(dataset_id), dataset_visible_to(principal))
+    row = await session.scalar(query)
     if row is None:
         return [Problem(field, f"there is no dataset {dataset_id}")]
     if row.problems:

@@ -10,6 +10,7 @@ from servicekit.errors import NotFound
 from servicekit.identity import Principal
 from task_service.database.access import current_time
 from task_service.database.models import TemplateRow, TemplateVersionRow
+from task_service.database.types import storable
 from task_service.ids import new_id
 
 Found = Row[TemplateRow, TemplateVersionRow]
@@ -36,7 +37,7 @@ class TemplateRepository:
     async def get(self, principal: Principal, template_id: str, version: int = 0) -> Found:
         """A template in a version, the newest one for 0. Raises NotFound."""
         chosen = TemplateVersionRow.version == (version or TemplateRow.version)
-        query = _versions().where(TemplateRow.id == template_id, chosen, template_visible_to(principal))
+        query = _versions().where(TemplateRow.id == storable(template_id), chosen, template_visible_to(principal))
         found = (await self._session.execute(query)).one_or_none()
         if found is None:
             what = f"{template_id} in version {version}" if version else template_id
@@ -63,12 +64,12 @@ class TemplateRepository:
         """The owner's newest templates with a number below before, in their newest versions; 0 begins at the end."""
         query = _versions().where(TemplateRow.owner == owner, _newest())
         query = query.where(TemplateRow.number < before) if before else query
-        query = query.where(TemplateVersionRow.type == kind) if kind else query
+        query = query.where(TemplateVersionRow.type == storable(kind)) if kind else query
         return (await self._session.execute(query.order_by(TemplateRow.number.desc()).limit(limit))).all()
 
     async def delete(self, principal: Principal, template_id: str) -> None:
         """Removes a template with all its versions. Raises NotFound."""
-        chosen = (TemplateRow.id == template_id) & template_visible_to(principal)
+        chosen = (TemplateRow.id == storable(template_id)) & template_visible_to(principal)
         removed = await self._session.execute(delete(TemplateRow).where(chosen).returning(TemplateRow.number))
         if removed.first() is None:
             raise template_not_found(template_id)

@@ -47,8 +47,6 @@ class Templates:
             if version not in (0, builtin.version):
                 raise template_not_found(f"{template_id} in version {version}")
             return builtin
-        if "\0" in template_id:
-            raise template_not_found(template_id)
         async with self.database.caller(), self.database.reading(single_statement=True) as session:
             return template_message(await TemplateRepository(session).get(principal, template_id, version))
 
