@@ -20,6 +20,7 @@ TRANSLATED = {
     "README.md": "README.zh.md",
     "docs/guide.md": "docs/guide.zh.md",
     "docs/parameters.md": "docs/parameters.zh.md",
+    "docs/http.md": "docs/http.zh.md",
     "docs/memory-and-presets.md": "docs/memory-and-presets.zh.md",
 }
 SETTINGS: tuple[type[BaseSettings], ...] = (
