@@ -98,7 +98,7 @@ def test_pretraining_learns_every_token(jobs: JobFactory, tmp_path: Path) -> Non
 
 def test_classes_are_numbered_as_the_data_or_the_user_says(jobs: JobFactory, tmp_path: Path) -> None:
     jobs.train_file = written(
-        tmp_path / "a.jsonl", [{"sentence": f"It is {n}", "label": "even odd".split()[n % 2]} for n in range(8)]
+        tmp_path / "a.jsonl", [{"sentence": f"It is {n}", "label": ["even", "odd"][n % 2]} for n in range(8)]
     )
     objective = {"objective": "OBJECTIVE_CLASSIFICATION"}
     data = prepare_data(jobs(language_model=objective), Recorder(), CPU)
