@@ -1,8 +1,12 @@
 """ChatGLM2 and 3 in their original layout are converted: same logits as their description means (F1, F10, C-GLM)."""
 
+import base64
 import io
+import itertools
 import json
 import math
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,12 @@ import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, pre_tokenizers
 from torch.nn import functional
 
 from modelkit.base_models import BaseModels
 from modelkit.chat import IGNORED, ChatEncoder
+from modelkit.chatglm.byte_level import SPLIT, read_ranks
 from modelkit.errors import InvalidModel
 from modelkit.loading import load_config, load_model, load_tokenizer
 from modelkit.paths import AllowedRoots
@@ -276,6 +282,78 @@ def test_conversations_are_written_as_chatglm2_writes_them(
     assert text == "[gMASK]<sop>[Round 1]\n\n问：hello\n\n答：world\n\n[Round 2]\n\n问：return\n\n答："
 
 
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer of the kind that GLM-4 has: byte strings by rank, learnt by counting neighbours."""
+    text = (Path(json.__file__).read_text() + "你好，世界。" * 40).encode()
+    tokens = [bytes([byte]) for byte in range(256)]
+    parts = [tokens[byte] for byte in text]
+    while len(tokens) < 400:
+        pairs = Counter(first + second for first, second in itertools.pairwise(parts) if b"\n" not in second)
+        best = pairs.most_common(1)[0][0]
+        tokens.append(best)
+        parts = merged(parts, best)
+    path = tmp_path_factory.mktemp("ranks") / "tokenizer.model"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    return path
+
+
+def merged(parts: list[bytes], wanted: bytes) -> list[bytes]:
+    """Neighbours that make a token joined, from the left."""
+    found: list[bytes] = []
+    for part in parts:
+        if found and found[-1] + part == wanted:
+            found[-1] = wanted
+        else:
+            found.append(part)
+    return found
+
+
+def by_ranks(text: str, ranks: dict[bytes, int], split: str) -> list[int]:
+    """The ids of a text as the ranks mean them: in each part, the neighbours of the lowest rank are joined first."""
+    ids = []
+    for piece, _ in pre_tokenizers.Split(Regex(split), behavior="isolated").pre_tokenize_str(text):
+        parts = [bytes([byte]) for byte in piece.encode()]
+        while joined := [first + second for first, second in itertools.pairwise(parts) if first + second in ranks]:
+            best = min(joined, key=lambda token: ranks[token])
+            at = next(at for at in range(len(parts)) if parts[at] + parts[at + 1] == best)
+            parts[at : at + 2] = [best]
+        ids += [ranks[part] for part in parts]
+    return ids
+
+
+def test_glm4_in_its_original_layout_is_converted_too(tmp_path: Path, models: BaseModels, ranks: Path) -> None:
+    config = configuration(rope_ratio=500, eos_token_id=[400, 407, 409], pad_token_id=400)
+    weights = checkpoint(tmp_path / "root" / "THUDM" / "glm-4-9b", ranks, config)
+    folder = models.ready(models.resolve("THUDM/glm-4-9b"))
+    assert load_config(folder).eos_token_id == [400, 407, 409]
+    assert load_config(folder).pad_token_id == 400
+    tokenizer: Any = load_tokenizer(folder)
+    known = {token: rank for rank, token in enumerate(read_ranks(ranks))}
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == by_ranks(text, known, SPLIT), text
+        assert tokenizer.decode(ids) == text
+    (row,) = ChatEncoder(tokenizer, max_length=500, stop_ids=[407]).encode([CONVERSATION[1:]])  # type: ignore[list-item]
+    shown = tokenizer.decode(row.input_ids)
+    assert shown == (
+        "[gMASK]<sop><|user|>\nhello<|assistant|>\nworld<|user|>\nreturn<|assistant|>\nobject<|endoftext|>"
+    )
+    ids = torch.arange(60)
+    with torch.no_grad():
+        logits = load_model(folder, dtype=torch.float32)(ids[None]).logits[0]
+    assert torch.allclose(logits, reference(ids, weights, config, base=5e6, stretch=1.0), atol=2e-4)
+
+
+@pytest.mark.parametrize("content", ["AA==\n", "AA== 0\n!!! 1\n", "AA== 0\nAQ== 5\n"])
+def test_damaged_ranks_name_their_line(tmp_path: Path, models: BaseModels, ranks: Path, content: str) -> None:
+    source = tmp_path / "root" / "glm-4-9b"
+    checkpoint(source, ranks, configuration())
+    (source / "tokenizer.model").write_text(content)
+    with pytest.raises(InvalidModel, match=r"tokenizer\.model, line \d"):
+        models.ready(models.resolve("glm-4-9b"))
+
+
 def test_a_conversion_is_done_once_and_again_when_files_change(
     tmp_path: Path, models: BaseModels, sentencepiece_model: Path
 ) -> None:
@@ -303,8 +381,9 @@ def spoil(directory: Path, **changes: Any) -> None:
     (lambda d: spoil(d, pre_seq_len=128), "pre_seq_len = 128"),
     (lambda d: spoil(d, quantization_bit=4), "quantization_bit = 4"),
     (lambda d: spoil(d, num_layers="many"), "has no num_layers, as ChatGLM2"),
-    (lambda d: (d / "tokenizer.model").write_text("IQ== 0\n"), "zai-org/glm-4-9b-hf"),
+    (lambda d: spoil(d, vision_config={"hidden_size": 8}), "vision_config"),
     (lambda d: (d / "tokenizer.model").unlink(), "has no tokenizer.model"),
+    (lambda d: os.truncate(d / "tokenizer.model", 1000), "tokenizer.model cannot be read"),
     (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickles"),
 ])  # fmt: skip
 def test_what_cannot_be_converted_is_refused(

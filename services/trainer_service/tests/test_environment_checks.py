@@ -47,7 +47,7 @@ def test_every_package_that_trainings_declare_is_checked() -> None:
     declared = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
     names = {line.partition(">")[0].partition("=")[0].strip() for line in declared}
     ours = {name for name in names if name.startswith("tunesmith-")}
-    assert names - ours - {"orjson", "numpy", "nvidia-ml-py", "lomo-optim", "galore-torch"} <= {
+    assert names - ours - {"orjson", "numpy", "nvidia-ml-py"} <= {
         *environment.PACKAGES,
         *environment.OPTIONAL_PACKAGES,
     }

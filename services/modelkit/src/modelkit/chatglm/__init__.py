@@ -1,7 +1,7 @@
-"""ChatGLM checkpoints in their original layout, which ask for code of their own: converted to the architecture "glm".
+"""ChatGLM and GLM-4 checkpoints in their original layout, converted to the architecture "glm".
 
-Nothing that lies beside the weights is run. The two architectures compute the same; names, shapes and the tokenizer's
-form differ.
+They ask for code of their own, and nothing that lies beside the weights is run. The two architectures compute the same;
+names, shapes and the tokenizer's form differ.
 """
 
 from modelkit.chatglm.config import MODEL_TYPE, converted_layers, equivalent_config, is_original, problems

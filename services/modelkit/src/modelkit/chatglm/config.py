@@ -1,4 +1,4 @@
-"""The configuration of a ChatGLM checkpoint, and the one of "glm" that computes the same."""
+"""The configuration of a ChatGLM or GLM-4 checkpoint, and the one of "glm" that computes the same."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ ARCHITECTURE = "GlmForCausalLM"
 ROPE_BASE = 10000.0
 ROTATED_SHARE = 0.5
 END, PADDING = 2, 0
-# Where the special tokens stand after the sentencepiece vocabulary.
+# The special tokens, which follow the vocabulary in this order.
 SPECIAL_TOKENS = (
     "[MASK]",
     "[gMASK]",
@@ -22,6 +22,14 @@ SPECIAL_TOKENS = (
     "<|user|>",
     "<|assistant|>",
     "<|observation|>",
+)
+GLM4_SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    *SPECIAL_TOKENS,
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
 )
 STOPS = ("<|user|>", "<|observation|>")
 # What the equivalent architecture computes; anything else in a checkpoint has no equivalent.
@@ -35,6 +43,7 @@ EXPECTED = {
     "fp32_residual_connection": False,
     "pre_seq_len": None,
     "quantization_bit": 0,
+    "vision_config": None,
 }
 SIZES = (
     "hidden_size",
@@ -56,13 +65,13 @@ def problems(config: dict[str, Any], directory: Path) -> Iterator[str]:
     for name, value in EXPECTED.items():
         if config.get(name, value) not in (value, None):
             yield f"config.json: {name} = {config[name]!r} has no equivalent without the model's own code"
-    if (directory / "tokenizer.model").is_file() and not is_sentencepiece(directory / "tokenizer.model"):
-        yield (
-            "the tokenizer is of the kind of GLM-4, which is not converted; use the model in its native form, "
-            "zai-org/glm-4-9b-hf or zai-org/glm-4-9b-chat-hf"
-        )
-    elif not (directory / "tokenizer.model").is_file():
+    if not (directory / "tokenizer.model").is_file():
         yield f"{directory} has no tokenizer.model, from which the tokenizer is converted"
+        return
+    try:
+        _special_tokens(config, directory)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield f"tokenizer.model cannot be read: {error or 'it is damaged'}; copy the file again"
 
 
 def is_original(directory: Path) -> bool:
@@ -81,7 +90,12 @@ def is_sentencepiece(path: Path) -> bool:
 
 
 def generation(config: dict[str, Any], directory: Path) -> int:
-    """2 for ChatGLM2, else 3: the two have one architecture and differ in how a conversation is written."""
+    """2 for ChatGLM2, 3 for ChatGLM3, 4 for GLM-4.
+
+    They have one architecture, and differ in the tokenizer and in how a conversation is written.
+    """
+    if not is_sentencepiece(directory / "tokenizer.model"):
+        return 4
     names = f"{config.get('_name_or_path', '')} {directory}".lower().replace("-", "").replace("_", "")
     return 2 if "chatglm2" in names else 3
 
@@ -94,7 +108,7 @@ def equivalent_config(config: dict[str, Any], directory: Path) -> dict[str, Any]
         rope = {"rope_type": "linear", "rope_theta": ROPE_BASE, "factor": ratio}
     elif ratio != 1:
         rope["rope_theta"] = ROPE_BASE * ratio
-    first = _first_special(directory)
+    special = _special_tokens(config, directory)
     return {
         "model_type": "glm",
         "architectures": [ARCHITECTURE],
@@ -112,9 +126,9 @@ def equivalent_config(config: dict[str, Any], directory: Path) -> dict[str, Any]
         "max_position_embeddings": config["seq_length"],
         "rope_parameters": {**rope, "partial_rotary_factor": ROTATED_SHARE},
         "tie_word_embeddings": False,
-        "pad_token_id": PADDING,
+        "pad_token_id": special.get("<|endoftext|>", PADDING),
         "bos_token_id": None,
-        "eos_token_id": [END, *(first + SPECIAL_TOKENS.index(token) for token in STOPS)],
+        "eos_token_id": [special.get("<|endoftext|>", END), *(special[token] for token in STOPS)],
         "dtype": config.get("torch_dtype") or config.get("dtype") or "float16",
     }
 
@@ -124,9 +138,14 @@ def converted_layers() -> frozenset[str]:
     return frozenset({"embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"})
 
 
-def _first_special(directory: Path) -> int:
-    """The id of the first special token: they follow the pieces of the sentencepiece model."""
-    import sentencepiece
+def _special_tokens(config: dict[str, Any], directory: Path) -> dict[str, int]:
+    """The numbers of the special tokens."""
+    source = directory / "tokenizer.model"
+    names: tuple[str, ...]
+    if generation(config, directory) == 4:
+        names, first = GLM4_SPECIAL_TOKENS, len(source.read_bytes().splitlines())
+    else:
+        import sentencepiece
 
-    pieces: int = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model")).vocab_size()
-    return pieces
+        names, first = SPECIAL_TOKENS, sentencepiece.SentencePieceProcessor(model_file=str(source)).vocab_size()
+    return {name: first + place for place, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""ChatGLM's sentencepiece tokenizer as a tokenizer.json, with a chat template that writes conversations its way.
+"""The tokenizer of ChatGLM or GLM-4 as a tokenizer.json, with a chat template that writes conversations its way.
 
 The token that starts a text is called "sop" by the original, which would be found within words like "sophisticated";
 here it is "<sop>", and "eop" is "<eop>". Their numbers are the same.
@@ -7,6 +7,7 @@ here it is "<sop>", and "eop" is "<eop>". Their numbers are the same.
 from pathlib import Path
 from typing import Any
 
+from modelkit.chatglm.byte_level import GLM4_TEMPLATE, byte_level_backend
 from modelkit.chatglm.config import SPECIAL_TOKENS
 
 SPACE = "\u2581"
@@ -41,13 +42,34 @@ CHATGLM2_TEMPLATE = """\
     {%- endif %}
 {%- endfor %}
 """
+TEMPLATES = {2: CHATGLM2_TEMPLATE, 3: CHATGLM3_TEMPLATE, 4: GLM4_TEMPLATE}
 
 
 def convert_tokenizer(source: Path, target: Path, *, generation: int, max_length: int) -> None:
     """Writes tokenizer.json, tokenizer_config.json and the chat template. Raises ValueError, OSError."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = byte_level_backend(source) if generation == 4 else _sentencepiece_backend(source)
+    _begin_texts(backend)
+    names = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
+    if generation == 4:
+        names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(
+        tokenizer_object=backend,
+        **names,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    tokenizer.chat_template = TEMPLATES[generation]
+    tokenizer.save_pretrained(target)
+
+
+def _sentencepiece_backend(source: Path) -> Any:
+    """A tokenizer with the pieces of a sentencepiece model and the special tokens after them."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken
-    from transformers import PreTrainedTokenizerFast
 
     messages: Any = sentencepiece_model_pb2
     model = messages.ModelProto.FromString(source.read_bytes())
@@ -59,19 +81,7 @@ def convert_tokenizer(source: Path, target: Path, *, generation: int, max_length
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     if backend.token_to_id(SPECIAL_TOKENS[0]) != len(pieces):
         raise ValueError(f"{source} already has a piece with the name of a special token")
-    _begin_texts(backend)
-    make: Any = PreTrainedTokenizerFast
-    tokenizer = make(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        pad_token="<unk>",
-        eos_token="</s>",
-        model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
-    tokenizer.chat_template = CHATGLM2_TEMPLATE if generation == 2 else CHATGLM3_TEMPLATE
-    tokenizer.save_pretrained(target)
+    return backend
 
 
 def _backend(model: Any) -> Any:
