@@ -18,6 +18,7 @@ from servicekit.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Problem,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -268,9 +269,12 @@ async def test_problems_of_rows_are_kept_and_keep_tasks_away(service: Service, a
 
 
 async def test_a_file_that_the_trainer_cannot_read_is_not_kept(service: Service, alice: Client) -> None:
-    service.dataset_checker.error = InvalidArgument("the archive is damaged", reason="DATASET_INVALID")
-    with pytest.raises(InvalidArgument, match="damaged"):
+    problem = Problem("dataset.dataset_id", "the archive is damaged")
+    service.dataset_checker.error = InvalidArgument(problems=[problem], reason="DATASET_INVALID")
+    with pytest.raises(InvalidArgument, match="damaged") as caught:
         await upload(alice, archive("zip"), "a.zip")
+    assert [found.field for found in caught.value.problems] == ["data"]
+    assert caught.value.reason == "DATASET_INVALID"
     assert await nothing_is_left(service)
 
 

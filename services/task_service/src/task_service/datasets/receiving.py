@@ -72,8 +72,7 @@ async def receive(requests: Requests, inbox: Inbox) -> AsyncIterator[Received]:
                     limit = str(inbox.max_bytes)
                     message = f"the file has more than {limit} bytes, the most that may be uploaded"
                     raise ResourceExhausted(message, reason="DATASET_TOO_LARGE", metadata={"limit": limit})
-                digest.update(request.data)
-                await asyncio.to_thread(_append, file, request.data, folder)
+                await asyncio.to_thread(_append, file, digest, request.data, folder)
         sha256 = digest.hexdigest()
         if not size:
             raise _refused("data", "the file is empty")
@@ -90,7 +89,8 @@ async def _header(requests: Requests) -> pb.DatasetHeader:
     raise _refused("header", "must come first: it names the file")
 
 
-def _append(file: IO[bytes], data: bytes, folder: str) -> None:
+def _append(file: IO[bytes], digest: "hashlib._Hash", data: bytes, folder: str) -> None:
+    digest.update(data)
     try:
         if shutil.disk_usage(folder).free < RESERVE_BYTES + len(data):
             raise OSError(errno.ENOSPC, "too little space is left")

@@ -115,11 +115,14 @@ class UploadDataset:
             return row
         try:
             found = await self.checker.check(row.id, identity)
-        except InvalidArgument:
+        except InvalidArgument as error:
             if not is_new:
                 return row
             await self._forget(principal, row)
-            raise
+            found_bad = [Problem("data", problem.message) for problem in error.problems]
+            raise InvalidArgument(
+                problems=found_bad or [Problem("data", error.message)], reason=error.reason
+            ) from error
         if found is not None:
             row.samples, row.format, row.problems = found.samples, found.format, found.problems
             values = {"samples": found.samples, "format": found.format, "problems": found.problems}
