@@ -107,16 +107,19 @@ class Estimator:
         *,
         output_dir: Path | None = None,
         devices: str | None = None,
+        samples: bool = True,
     ) -> Estimate:
         """The estimate of a training on count rows.
 
-        devices are the GPUs that a worker chose, empty for the CPU; None: those that the worker would choose. Raises
+        devices are the GPUs that a worker chose, empty for the CPU; None: those that the worker would choose. Without
+        samples no row is tokenised unless steps depend on it, and rows count as max_seq_length tokens. Raises
         InvalidJob when the specification cannot be read, ValueError or OSError when the model cannot.
         """
         finetune = Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True))
         shape = self._shape(model_dir)
         device, processes = self._device(spec.devices, devices)
-        rows = self._rows(finetune, model_dir, dataset, count)
+        samples = samples or finetune.language_model.packing
+        rows = self._rows(finetune, model_dir, dataset, count, samples=samples)
         plan = steps(finetune, rows, processes)
         setting = Setting(device.type, processes, rows.longest)
         run = Run(
@@ -168,9 +171,11 @@ class Estimator:
             return min(chosen, key=lambda device: device.memory_total), len(chosen)
         return self._find_cpu(), max(1, wanted.processes)
 
-    def _rows(self, finetune: Finetune, model_dir: Path, dataset: DatasetFiles | None, count: int) -> Rows:
-        if dataset is None:
-            return Rows(count)
+    def _rows(
+        self, finetune: Finetune, model_dir: Path, dataset: DatasetFiles | None, count: int, *, samples: bool
+    ) -> Rows:
+        if dataset is None or not samples:
+            return Rows(count, dataset is not None and dataset.validation is not None)
         status = dataset.train.stat()
         key = (model_dir, dataset.train, status.st_mtime_ns, status.st_size, finetune.language_model.objective)
         limit = finetune.language_model.max_seq_length

@@ -15,16 +15,16 @@ HALF = 2
 HALF_FORMATS = frozenset({"bfloat16", "float16"})
 MIB = 1 << 20
 # CUDA's context with its libraries and workspaces; a training process with torch and transformers imported.
-CONTEXT_BYTES = {"cuda": 700 * MIB, "cpu": 600 * MIB}
-# The allocator's losses, and what a backward pass holds for a moment.
-SLACK = 0.1
+CONTEXT_BYTES = {"cuda": 700 * MIB, "cpu": 1000 * MIB}
+# The allocator's losses.
+SLACK = 0.05
 # Bytes a weight: 4 bits and a float32 scale for each block of 64; with double quantization the scales take 8 bits and
 # a float32 for each 256 of them. int8 has a float32 for each row, which is next to nothing.
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int4": 0.5 + 4 / 64, "int8": 1.0}
 DOUBLE_QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Tokens whose logits are there at once, and bytes of each logit: as computed, in float32, and its gradient.
-LOSS_TOKENS = 1024
-LOGIT_BYTES = 10
+# Logits that are there at once, and the fewest tokens that they belong to, as recipes.losses has it.
+LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 28}
+LEAST_LOGIT_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def memory(shape: Shape, finetune: Finetune, setting: Setting) -> Memory:
     activations = _activations(shape, finetune, formats, setting)
     weights = _weights(shape, parameters, formats) // shares
     gradients = gradient_bytes(training.optim, trained) // shares
-    passing = _passing(shape, parameters, formats, shares)
+    passing = _passing(shape, finetune, formats, setting, shares)
     overhead = CONTEXT_BYTES[setting.device] + passing + int(SLACK * (activations + gradients))
     copies = setting.processes if setting.device == "cpu" else 1
     return Memory(
@@ -133,17 +133,21 @@ def _quantized(quantization: Quantization) -> float:
 
 
 def _activations(shape: Shape, finetune: Finetune, formats: _Formats, setting: Setting) -> int:
-    """What the largest batch keeps for its backward pass, and the logits of a chunk of it."""
+    """What the largest batch keeps for its backward pass."""
     training, parameters = finetune.training, finetune.language_model
-    tokens = training.per_device_train_batch_size * (setting.longest or parameters.max_seq_length)
+    tokens = _tokens(finetune, setting)
     block = _block_bytes(shape, parameters, formats, setting.device)
     stream = FLOAT if parameters.method == "FULL" else formats.compute
     blocks = shape.layers * block
     if training.gradient_checkpointing:  # the input of each block, and one block computed again
         blocks = shape.layers * shape.hidden * stream + block
     ends = shape.hidden * (2 * FLOAT + formats.compute)  # the embedding and the last normalization
-    logits = min(tokens, LOSS_TOKENS) * shape.vocab * LOGIT_BYTES if parameters.objective != "CLASSIFICATION" else 0
-    return tokens * int(blocks + ends) + logits
+    return tokens * int(blocks + ends)
+
+
+def _tokens(finetune: Finetune, setting: Setting) -> int:
+    """Tokens of the largest batch."""
+    return finetune.training.per_device_train_batch_size * (setting.longest or finetune.language_model.max_seq_length)
 
 
 def _block_bytes(shape: Shape, parameters: LanguageModel, formats: _Formats, device: str) -> int:
@@ -182,8 +186,21 @@ def _adapter_inputs(shape: Shape, lora: Lora, width: int, device: str) -> int:
     return inner + sum(inputs for _, inputs in shared) * width
 
 
-def _passing(shape: Shape, parameters: LanguageModel, formats: _Formats, shares: int) -> int:
-    """What is there for a moment: a quantized matrix made whole, a block gathered from all devices."""
-    largest = max((matrix.size for matrix in shape.matrices), default=0)
+def _passing(shape: Shape, finetune: Finetune, formats: _Formats, setting: Setting, shares: int) -> int:
+    """What is there for a moment: first the logits of a chunk, then the gradients of a block's activations; a quantized
+    matrix made whole, a block that was gathered from all devices."""
+    parameters = finetune.language_model
+    flowing = _tokens(finetune, setting) * _block_bytes(shape, parameters, formats, setting.device)
     gathered = sum(matrix.size for matrix in shape.block()) * formats.compute if shares > 1 else 0
-    return gathered + (largest * formats.compute if parameters.method == "QLORA" else 0)
+    largest = max((matrix.size for matrix in shape.matrices), default=0) * formats.compute
+    logits = _logits(shape, finetune, formats, setting)
+    return max(flowing, logits) + gathered + (largest if parameters.method == "QLORA" else 0)
+
+
+def _logits(shape: Shape, finetune: Finetune, formats: _Formats, setting: Setting) -> int:
+    """Logits as they are computed, their scores in float32, and, in half precision, copies for each way between."""
+    if finetune.language_model.objective == "CLASSIFICATION":
+        return 0
+    most = max(LEAST_LOGIT_TOKENS, LOGITS_AT_ONCE[setting.device] // max(1, shape.vocab))
+    width = 2 * FLOAT if formats.compute == FLOAT else 2 * FLOAT + 2 * HALF
+    return min(_tokens(finetune, setting), most) * shape.vocab * width
