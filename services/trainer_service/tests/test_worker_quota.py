@@ -116,6 +116,7 @@ async def submitted(desk: Desk, spec: spec_pb2.FinetuneSpec, allowance: task_ser
 
     async def with_allowance(task_id: str) -> None:
         desk.records[task_id].allowance = allowance
+        desk.dispatch = dispatch  # type: ignore[method-assign]
         await dispatch(task_id)
 
     desk.dispatch = with_allowance  # type: ignore[method-assign]
@@ -192,6 +193,26 @@ async def test_nothing_begins_that_would_be_stopped_at_once(bench: Bench, desk: 
     async with bench.worker():
         received = await desk.facts_until(task_id, "stopped")
     assert not payloads(received, "child_started")
+    assert payloads(received, "stopped")[0].error.reason == "QUOTA_EXHAUSTED"
+
+
+async def test_a_task_that_was_given_back_goes_on_to_its_next_checkpoint(
+    bench: Bench, desk: Desk, make_spec: MakeSpec
+) -> None:
+    """A leaving worker does not make a task end earlier than its quota does."""
+    spec = make_spec({"steps": 100, "save_steps": 4, "gates": {"2": "never", "9": "never"}})
+    task_id = await submitted(desk, spec, left(1, STOP))
+    async with bench.worker() as worker:
+        await desk.trained_to(task_id, 2)
+        worker.stop.set()
+        released = await desk.facts_until(task_id, "released")
+    (saved,) = payloads(released, "checkpoint_saved")
+    desk.records[task_id].resume_from = [saved]
+    desk.records[task_id].allowance = left(0, STOP)
+    await desk.dispatch(task_id)
+    async with bench.worker():
+        received = await desk.facts_until(task_id, "stopped")
+    assert steps(received)[-1] >= 4
     assert payloads(received, "stopped")[0].error.reason == "QUOTA_EXHAUSTED"
 
 

@@ -29,10 +29,10 @@ class QuotaGate:
         self._reporter = reporter
         self._told = False
 
-    def begin(self, training: spec_pb2.TrainingParameters) -> None:
-        """Ends an attempt before it starts whose first checkpoint would only end it."""
+    def begin(self, attempt: int, training: spec_pb2.TrainingParameters) -> None:
+        """Ends a task before it starts whose first checkpoint would only end it; later attempts go on to theirs."""
         saves = training.save_strategy != spec_pb2.INTERVAL_STRATEGY_NO or training.save_interval_minutes > 0
-        if saves and self._allowance.stops and not self._allowance.allows():
+        if attempt == 1 and saves and self._allowance.stops and not self._allowance.allows():
             self._control.ask(Intent.STOP_AND_SAVE, SPENT)
 
     def admits(self, step: int, waiting: int) -> bool:

@@ -86,7 +86,7 @@ class Training:
 
     async def run(self) -> Ending:
         """How the attempt ended. Raises what nobody expects to go wrong."""
-        self._quota.begin(self._spec.training)
+        self._quota.begin(self._task.attempt, self._spec.training)
         with self._shop.devices.reserved(self._spec.devices.cuda_visible_devices) as devices:
             try:
                 job = await self._control.unless(Intent.RELEASE, self._prepare(devices))
