@@ -193,6 +193,22 @@ def test_two_processes_take_the_steps_that_one_takes(zygote: Zygote, jobs: JobFa
     assert two.of("started")[0]["total_steps"] == 12
 
 
+def test_two_processes_train_on_quantized_weights_as_one_does(zygote: Zygote, jobs: JobFactory) -> None:
+    training = {"max_steps": 6}
+    quantized = {**NO_DROPOUT, "method": "METHOD_QLORA", "quantization": {"compute_dtype": "float32"}}
+    merged = {**quantized, "merge_after_training": True}
+    two = zygote.start(
+        jobs.directory(training={**training, "per_device_train_batch_size": 2}, processes=2, language_model=merged)
+    )
+    assert two.wait() == 0, two.log
+    one = zygote.start(
+        jobs.directory(training={**training, "per_device_train_batch_size": 4}, language_model=quantized)
+    )
+    assert one.wait() == 0, one.log
+    assert two.curve("loss") == pytest.approx(one.curve("loss"), rel=1e-4)
+    assert (jobs.made[0] / "output" / "merged" / "model.safetensors").is_file()
+
+
 def test_two_processes_stop_together_and_resume(zygote: Zygote, jobs: JobFactory) -> None:
     process = zygote.start(jobs.directory(training=ENDLESS, processes=2))
     process.until("metrics", 2)
