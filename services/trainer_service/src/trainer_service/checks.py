@@ -12,6 +12,7 @@ from modelkit.paths import AllowedRoots
 from servicekit.errors import Problem, Unimplemented
 from trainer_service.datasets import DatasetChecks, as_what_it_is, reading_of
 from trainer_service.devices import gpus
+from trainer_service.recipes.checkpoint_files import missing_from
 from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.support import unfit, unsupported
 from trainer_service.worker.output import may_be_written
@@ -30,6 +31,7 @@ class CheckedSpec:
     dataset: DatasetFiles | None = None
     rows: int = 0
     output_dir: Path | None = None
+    resume_from: Path | None = None
 
     def refuse(self, path: str, message: str) -> None:
         """Notes a problem of a field."""
@@ -80,6 +82,7 @@ class SpecChecks:
         self._check_tokenizer(finetune, checked)
         self._check_dataset(finetune, checked)
         self._check_output(finetune, checked, task_id)
+        self._check_resume(finetune, checked)
         _check_devices(finetune.devices, checked, cpu_fallback=self._cpu_fallback)
         return checked
 
@@ -179,6 +182,22 @@ class SpecChecks:
         elif not may_be_written(target, task_id):
             checked.refuse(name, f"{target} is not empty; choose another directory, or empty it")
         checked.output_dir = target
+
+    def _check_resume(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+        """What a checkpoint was made from is compared by the training itself."""
+        if not finetune.resume_from_checkpoint:
+            return
+        name = "finetune.resume_from_checkpoint"
+        try:
+            checkpoint = self.roots.resolve(finetune.resume_from_checkpoint, field=name)
+        except ModelkitError as error:
+            checked.take(error)
+            return
+        if missing := missing_from(checkpoint):
+            checked.refuse(name, f"{checkpoint} is no checkpoint to go on from: it has no {', no '.join(missing)}")
+        elif outside := [path.name for path in checkpoint.iterdir() if not self.roots.contains(path)]:
+            checked.refuse(name, f"{', '.join(sorted(outside))}: links that lead out of the allowed directories")
+        checked.resume_from = checkpoint
 
 
 def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:

@@ -118,20 +118,31 @@ def test_without_room_for_a_copy_training_waits_for_the_files(
 
 
 def test_a_full_disk_is_known_by_whatever_a_library_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = {"a": torch.zeros(1 << 16)}
-
     def refuse(_: Path) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def fail(_: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")
 
     with pytest.raises(OSError, match="no space left on the disk") as caught:
         saving.write_directory(tmp_path / "one", refuse)
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(RuntimeError, match="unexpected pos"):
-        saving.write_directory(tmp_path / "two", lambda _: torch.save(tensors, "/dev/full"))
+        saving.write_directory(tmp_path / "two", fail)
     monkeypatch.setattr(saving, "NO_SPACE", 1 << 62)
     with pytest.raises(OSError, match="no space left on the disk"):
-        saving.write_directory(tmp_path / "two", lambda _: torch.save(tensors, "/dev/full"))
+        saving.write_directory(tmp_path / "two", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_are_not_whole_on_disk_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "optimizer.pt"
+    saving.save_tensors({"a": torch.ones(3)}, path)
+    assert saving.load_tensors(path)["a"].tolist() == [1, 1, 1]
+    path.unlink()
+    path.symlink_to("/dev/null")
+    with pytest.raises(OSError, match="not written whole"):
+        saving.save_tensors({"a": torch.ones(3)}, path)
 
 
 def test_settings_are_those_of_the_job(jobs: JobFactory) -> None:

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from trainer_service.recipes.checkpoint_files import STATE, missing_from
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.identity import origin_of
-from trainer_service.recipes.saving import STATE, read_state
+from trainer_service.recipes.saving import read_state
 
-RNG = "rng_state"
-FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", f"{RNG}.pt", STATE)
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 RATE = "training.learning_rate"
 # What the saved weights and states depend on; with another of these there is nothing to go on from.
 ESSENTIAL = (
@@ -34,10 +32,7 @@ def require_resumable(job: Job, checkpoint: Path, events: EventWriter) -> None:
 
     Raises CheckpointUnusable naming all files that are missing, or both sides of what must not differ.
     """
-    missing = [name for name in FILES if not (checkpoint / name).is_file()]
-    if not any((checkpoint / name).is_file() for name in WEIGHTS):
-        missing.append(" or ".join(WEIGHTS[:2]))
-    if missing:
+    if missing := missing_from(checkpoint):
         problems = [f"{checkpoint} has no {name}" for name in missing]
         raise CheckpointUnusable(f"{checkpoint} cannot be gone on from: it has no {', no '.join(missing)}", problems)
     before, now = read_state(checkpoint).get(ORIGIN), origin_of(job)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 
 from modelkit.inspection import read_json
 from trainer_service.recipes.adapters import adapter_weights, save_adapter
+from trainer_service.recipes.checkpoint_files import STATE
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.sharding import plain_model
 
-STATE = "trainer_state.json"
 ONE_FILE = "1TB"
 READABLE = 0o644
 NO_SPACE = 1 << 20
@@ -104,7 +105,7 @@ class CheckpointWriter:
             shutil.copytree(self._tokenizer_files, staging, dirs_exist_ok=True)
             save_weights(model, staging, dict(weights))
             for name, content in states.items():
-                torch.save(content, staging / f"{name}.pt")
+                save_tensors(content, staging / f"{name}.pt")
             torch.save(dataclasses.asdict(self._training), staging / "training_args.bin")
             (staging / STATE).write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
 
@@ -158,6 +159,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         return read_json(checkpoint / STATE)
     except (OSError, ValueError) as error:
         raise CheckpointUnusable(f"{checkpoint} cannot be used: {error}") from error
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Writes tensors and plain values. Raises OSError or RuntimeError."""
+    torch.save(content, path)
+    if not zipfile.is_zipfile(path):  # PyTorch does not notice every write that fails
+        raise OSError(errno.EIO, "the file was not written whole", str(path))
 
 
 def load_tensors(path: Path) -> Any:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer_service.launcher import ChildExit
+from trainer_service.recipes.remedies import OUT_OF_MEMORY
 from trainer_service.worker.endings import Failed
 
 TAIL_CHARACTERS = 2_000
-MEMORY_ADVICE = (
-    "halve per_device_train_batch_size and double gradient_accumulation_steps, switch gradient_checkpointing on, "
-    "use method lora, or shorten max_seq_length"
-)
+MEMORY_ADVICE = f"what helps: {'; '.join(OUT_OF_MEMORY)}"
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 

@@ -1,10 +1,14 @@
-"""Finds the checkpoint that an attempt goes on from; one that is not what its manifest says is passed over."""
+"""Finds the checkpoint that an attempt goes on from; one that is not what its manifest says is never used."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelkit.checkpoints import MANIFEST, verify
+from modelkit.errors import InvalidCheckpoint
 from servicekit.objects import ObjectStore
+from trainer_service.recipes.checkpoint_files import step_of
 from trainer_service.worker.artifacts import ArtifactDamaged, fetch
 from trainer_service.worker.endings import AttemptError, Failed
 from trainer_service.worker.reporter import Reporter
@@ -49,3 +53,20 @@ async def fetch_checkpoint(
         others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         message = f"no checkpoint can be used: {reasons[0]}{others}"
     raise AttemptError(Failed("CHECKPOINT_DAMAGED", message, reasons))
+
+
+async def adopt_checkpoint(folder: Path, reporter: Reporter) -> Resumption:
+    """A checkpoint that a task names by its directory, verified when it has a manifest.
+
+    AttemptError naming every file that is missing or damaged.
+    """
+    known = (folder / MANIFEST).is_file()
+    if known:
+        try:
+            await asyncio.to_thread(verify, folder)
+        except InvalidCheckpoint as error:
+            problems = [problem.message for problem in error.problems]
+            message = f"finetune.resume_from_checkpoint: {folder}: {'; '.join(problems)}"
+            raise AttemptError(Failed("CHECKPOINT_DAMAGED", message, problems)) from error
+    reporter.log([f"going on from {folder}, {'verified' if known else f'which has no {MANIFEST} to verify it by'}"])
+    return Resumption(folder, step_of(folder))

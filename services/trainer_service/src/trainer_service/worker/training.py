@@ -32,7 +32,7 @@ from trainer_service.worker.output import place
 from trainer_service.worker.prediction import predict, record_pace, require_room
 from trainer_service.worker.quota import QuotaGate
 from trainer_service.worker.reporter import Reporter
-from trainer_service.worker.resume import fetch_checkpoint
+from trainer_service.worker.resume import adopt_checkpoint, fetch_checkpoint
 from trainer_service.worker.supervision import ChildResult, Patience, Supervision
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_service_pb2 as task_service
@@ -140,6 +140,9 @@ class Training:
             )
             if resumption is not None:
                 job = replace(job, resume_from=resumption.folder, resume_step=resumption.step)
+        elif checked.resume_from:
+            resumption = await adopt_checkpoint(checked.resume_from, self._reporter)
+            job = replace(job, resume_from=resumption.folder, resume_step=resumption.step)
         await asyncio.to_thread(job.write)
         return job
 

@@ -1,0 +1,102 @@
+"""Going on from a checkpoint in a directory that the task names (C39, M27): below a root, whole, and verified."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modelkit.base_models import BaseModels
+from modelkit.checkpoints import write_manifest
+from modelkit.datasets import DataCache
+from modelkit.paths import AllowedRoots
+from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, payloads
+from trainer_service.checks import SpecChecks
+from trainer_service.datasets import DatasetChecks
+from trainer_service.recipes.checkpoint_files import STATES, missing_from, step_of
+from tunesmith.task.v1 import spec_pb2
+
+FIELD = "finetune.resume_from_checkpoint"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole checkpoint of step 2, without a manifest."""
+    folder = tmp_path / "data" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    for name in (*STATES, "model.safetensors"):
+        (folder / name).write_text(name)
+    (folder / "state.txt").write_text("2")
+    return folder
+
+
+@pytest.fixture
+def checks(tmp_path: Path) -> SpecChecks:
+    roots = AllowedRoots([tmp_path / "data"])
+    return SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")))
+
+
+def problems(checks: SpecChecks, spec: spec_pb2.FinetuneSpec) -> list[str]:
+    found = checks.check(spec_pb2.TaskSpec(finetune=spec)).problems
+    return [problem.message for problem in found if problem.field == FIELD]
+
+
+def test_only_whole_checkpoints_below_a_root_are_accepted(
+    checks: SpecChecks, make_spec: MakeSpec, checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = make_spec({}, resume_from_checkpoint=str(checkpoint))
+    assert problems(checks, spec) == []
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint, elsewhere)
+    (message,) = problems(checks, make_spec({}, resume_from_checkpoint=str(elsewhere)))
+    assert "elsewhere" in message
+    (checkpoint / "rng_state.pt").unlink()
+    (checkpoint / "rng_state.pt").symlink_to(elsewhere / "rng_state.pt")
+    (message,) = problems(checks, spec)
+    assert message.startswith("rng_state.pt: links")
+    (checkpoint / "rng_state.pt").unlink()
+    (checkpoint / "model.safetensors").unlink()
+    (message,) = problems(checks, spec)
+    assert "it has no rng_state.pt, no adapter_model.safetensors or model.safetensors" in message
+    assert missing_from(elsewhere) == []
+    assert (step_of(checkpoint), step_of(elsewhere)) == (2, 0)
+
+
+async def test_a_task_goes_on_from_the_directory_it_names(
+    bench: Bench, desk: Desk, make_spec: MakeSpec, checkpoint: Path
+) -> None:
+    write_manifest(checkpoint, base_model="m", attempt=1, step=2)
+    task_id = await desk.submit(make_spec({"steps": 4}, resume_from_checkpoint=str(checkpoint)))
+    async with bench.worker():
+        received = await desk.facts_until(task_id, "completed")
+    assert payloads(received, "child_started")[0].resumed_step == 2
+    assert f"going on from {checkpoint}, verified" in await desk.log(task_id)
+    steps = [point.step for batch in payloads(received, "metrics") for point in batch.points if point.name == "loss"]
+    assert steps == [3, 4]
+
+
+async def test_a_directory_that_is_not_what_its_manifest_says_is_refused(
+    bench: Bench, desk: Desk, make_spec: MakeSpec, checkpoint: Path
+) -> None:
+    write_manifest(checkpoint, base_model="m", attempt=1, step=2)
+    (checkpoint / "optimizer.pt").write_text("optimizer.pT")
+    task_id = await desk.submit(make_spec({}, resume_from_checkpoint=str(checkpoint)))
+    async with bench.worker():
+        (failed,) = payloads(await desk.facts_until(task_id, "failed"), "failed")
+    assert (failed.error.reason, failed.retryable) == ("CHECKPOINT_DAMAGED", False)
+    assert "optimizer.pt is damaged" in failed.error.message
+
+
+async def test_what_the_task_saved_itself_comes_first(
+    bench: Bench, desk: Desk, make_spec: MakeSpec, checkpoint: Path
+) -> None:
+    script = {"steps": 6, "save_steps": 4, "at": {"5": [["first_exit", 1]]}}
+    task_id = await desk.submit(make_spec(script))
+    async with bench.worker():
+        received = await desk.facts_until(task_id, "failed")
+        record = desk.records[task_id]
+        record.resume_from = payloads(received, "checkpoint_saved")
+        record.task.spec.finetune.resume_from_checkpoint = str(checkpoint)
+        received.clear()
+        await desk.dispatch(task_id)
+        received = await desk.facts_until(task_id, "completed")
+    assert payloads(received, "child_started")[0].resumed_step == 4
