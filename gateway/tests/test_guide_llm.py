@@ -150,27 +150,34 @@ async def upload(gateway: Gateway, body: bytes, kind: str = "multipart/form-data
 FILE = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{}'
 
 
+FORM = "multipart/form-data; boundary=b"
+END = b"\r\n--b--\r\n"
+TEXT_PART = b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\nx'
+
+
 @pytest.mark.parametrize(
-    ("body", "kind"),
+    ("body", "kind", "says"),
     [
-        (b"{}", "application/json"),
-        (FILE, "multipart/form-data"),
-        (FILE, "multipart/form-data; boundary=b"),
-        (b"nonsense", "multipart/form-data; boundary=b"),
-        (FILE.replace(b"file", b"data") + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
-        (FILE.replace(b"{}", b"") + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
-        (
-            b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n',
-            "multipart/form-data; boundary=b",
-        ),
-        (b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (b"{}", "application/json", "must be multipart/form-data"),
+        (FILE, "multipart/form-data", "boundary"),
+        (FILE, f"multipart/form-data; boundary={'b' * 71}", "boundary"),
+        (FILE, FORM, "cut off"),
+        (b"nonsense", FORM, "cannot be read"),
+        (FILE.replace(b"file", b"data", 1) + END, FORM, "must be given"),
+        (FILE.replace(b"{}", b"") + END, FORM, "is empty"),
+        (TEXT_PART + END, FORM, "not a text"),
+        (TEXT_PART.replace(b"x", b"\xff") + END, FORM, "UTF-8"),
+        (TEXT_PART.replace(b"x", b"x" * 70_000) + END, FORM, "takes up to"),
+        (b"--b\r\ncontent-disposition: form-data\r\n\r\nx" + END, FORM, "has no name"),
+        (b"\r\n".join([TEXT_PART] * 201) + END, FORM, "more than 200 parts"),
     ],
-    ids=["json", "no boundary", "cut off", "no form", "other name", "empty", "a text", "no name"],
 )
-async def test_a_form_that_cannot_be_read_is_422(gateway: Gateway, body: bytes, kind: str) -> None:
+async def test_a_form_that_cannot_be_read_is_422(gateway: Gateway, body: bytes, kind: str, says: str) -> None:
     response = await upload(gateway, body, kind)
     assert response.status_code == 422
-    assert response.json()["detail"][0]["loc"][0] == "body"
+    (detail,) = response.json()["detail"]
+    assert says in detail["msg"]
+    assert detail["loc"][0] == "body"
     assert not gateway.datasets.headers
 
 

@@ -36,7 +36,7 @@ class Creation:
     """One request to train. request holds what could be understood; problems says what is wrong.
 
     surface is the one whose defaults and ranges hold (parameterkit.surfaces); texts says that the values are those of a
-    form. Names in own were read by the caller already.
+    form.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Creation:
         reader = Reader(surface, spec=self._spec)
         size = SIZES.get(modality, "")
         parameters = {name: value for name, value in values.items() if name not in (*_TEXTS, MODEL_TYPE, size)}
-        reader.take(parameters, names=_names(modality), texts=texts)
+        reader.take(parameters, names=names_of_modality(modality), texts=texts)
         self._reading = reader.finish()
         self.problems += [Problem(*problem) for problem in self._reading.problems]
         self.request.default_fields.extend(self._reading.default_fields)
@@ -134,12 +134,8 @@ class Creation:
             setattr(part, size, pixels)
 
 
-def names_of_modality(modality: str) -> tuple[str, ...]:
+def names_of_modality(modality: str) -> Collection[str]:
     """The parameters that a kind of training takes, by all their names."""
-    return tuple(_names(modality))
-
-
-def _names(modality: str) -> Collection[str]:
     if modality == "language_model":
         return BY_NAME
     return [name for name, row in BY_NAME.items() if row.path.startswith(_COMMON)]
