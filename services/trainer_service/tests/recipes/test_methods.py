@@ -46,7 +46,14 @@ def test_adapters_on_a_quantized_model_learn_also_after_an_evaluation(jobs: JobF
     """An evaluation on a CPU with AVX512-BF16 would make bitsandbytes forget the gradients of quantized layers."""
     events = run(
         jobs(
-            training={"max_steps": 8, "learning_rate": 2e-2, "eval_strategy": "STEPS", "eval_steps": 3},
+            training={
+                "max_steps": 8,
+                "learning_rate": 2e-2,
+                "eval_strategy": "STEPS",
+                "eval_steps": 3,
+                "bf16": "bfloat16" in case,
+                "gradient_checkpointing": "bfloat16" in case,
+            },
             language_model={**qlora(**QUANTIZATIONS[case]), "eval_ratio": 0.2},
         )
     )
