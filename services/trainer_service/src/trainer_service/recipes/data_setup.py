@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modelkit import datasets
 from modelkit.chat import ChatEncoder
-from modelkit.datasets import ColumnNames, DataCache, DatasetFiles, JsonlDataset, Reading
+from modelkit.datasets import ColumnNames, DataCache, DatasetFiles, DatasetReport, JsonlDataset, Reading
 from modelkit.datasets.splitting import split
 from modelkit.encoders import encoder_for, labels_of
 from modelkit.loading import load_config
@@ -51,63 +52,86 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     """Checks every line of the files, then only what cannot be known from the lines alone."""
     training, parameters = job.finetune.training, job.finetune.language_model
     cache = DataCache(job.cache_dir or job.work_dir / "data-cache", job.cache_bytes)
-    named = ColumnNames(**dataclasses.asdict(job.finetune.columns))
-    reading = Reading(parameters.objective, named, parameters.labels)
-    report = datasets.validate(DatasetFiles(job.train_file, job.validation_file, job.test_file, reading), cache)
-    require_valid(report)
+    report = check_files(job, cache)
     config = load_config(job.model_dir)
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and parameters.max_seq_length > longest:
         raise InvalidJob(f"max_seq_length: the model can read {longest} tokens, not {parameters.max_seq_length}")
     tokenizer = load_tokenizer_of(job, config)
-    labels = labels_of(report.train)
+    on_prompt = parameters.train_on_prompt
     encoder = encoder_for(
-        report.train,
-        tokenizer,
-        config,
-        max_length=parameters.max_seq_length,
-        train_on_prompt=parameters.train_on_prompt,
+        report.train, tokenizer, config, max_length=parameters.max_seq_length, train_on_prompt=on_prompt
     )
     if isinstance(encoder, ChatEncoder) and encoder.fallback:
         events.log("the tokenizer has no chat template; a plain one is used and saved with it")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     layout = layout_of(job, config.model_type, pad_id)
-    encoding = Encoding(job, cache, encoder, events, joined=layout.joined)
-
-    dataset = JsonlDataset(report.train, max_rows=parameters.max_samples)
-    eval_ratio = 0.0 if report.validation else parameters.eval_ratio
-    parts = split(len(dataset), eval_ratio, training.seed, 0.0 if report.test else parameters.test_ratio)
-    rows, order = encoding.read(report.train, dataset, parts.train)
-    if not isinstance(rows, DocumentRows):
-        require_trainable(rows, order, parameters.max_seq_length)
-    if report.validation:
-        others = JsonlDataset(report.validation)
-        validation, held_out = encoding.read(report.validation, others, np.arange(len(others)))
-    else:
-        validation, held_out = encoding.read(report.train, dataset, parts.held_out)
-    if world.leads:
-        keep_test_rows(job, dataset, parts.test)
-        rows.prepare(BACKGROUND_DELAY)
+    parts = read_parts(Encoding(job, cache, encoder, events, joined=layout.joined), report, leads=world.leads)
     if layout.packing:
-        rows.fill()  # every length must be known
+        parts.rows.fill()  # every length must be known
     batches = Batches(
-        rows,
-        order,
+        parts.rows,
+        parts.order,
         layout,
         seed=training.seed,
         accumulation=training.gradient_accumulation_steps,
         shuffle=parameters.shuffle,
         pin_memory=training.dataloader_pin_memory and world.device.type == "cuda",
     )
-    evaluates = training.eval_strategy != "NO" and len(held_out) > 0
+    evaluates = training.eval_strategy != "NO" and len(parts.held_out) > 0
     if training.eval_strategy != "NO" and not evaluates:
         events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
-    share = held_out[world.rank :: world.size]
-    held_out_rows = HeldOut(validation, share, replace(layout, size=training.eval_batch_size))
-    return Data(rows, batches, evaluates, held_out_rows, tokenizer, labels)
+    share = parts.held_out[world.rank :: world.size]
+    held_out = HeldOut(parts.validation, share, replace(layout, size=training.eval_batch_size))
+    return Data(parts.rows, batches, evaluates, held_out, tokenizer, labels_of(report.train))
 
 
-def keep_test_rows(job: Job, dataset: JsonlDataset, positions: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+def check_files(job: Job, cache: DataCache) -> DatasetReport:
+    """A check of every line of a job's files. Raises InvalidDataset with all that is wrong, OSError."""
+    parameters = job.finetune.language_model
+    named = ColumnNames(**dataclasses.asdict(job.finetune.columns))
+    reading = Reading(parameters.objective, named, parameters.labels)
+    report = datasets.validate(DatasetFiles(job.train_file, job.validation_file, job.test_file, reading), cache)
+    require_valid(report)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Rows and the positions in them that are trained on; others, perhaps of the same file, that are evaluated on."""
+
+    rows: EncodedRows
+    order: NDArray[np.int64]
+    validation: EncodedRows
+    held_out: NDArray[np.int64]
+
+
+def read_parts(encoding: Encoding, report: DatasetReport, *, leads: bool) -> Parts:
+    """Splits the data. The process that leads keeps the rows for a test, and tokenises the others in the background.
+
+    Raises InvalidDataset when nothing can be learnt from the rows, OSError.
+    """
+    job = encoding.job
+    parameters = job.finetune.language_model
+    dataset = JsonlDataset(report.train, max_rows=parameters.max_samples)
+    eval_ratio = 0.0 if report.validation else parameters.eval_ratio
+    test_ratio = 0.0 if report.test else parameters.test_ratio
+    chosen = split(len(dataset), eval_ratio, job.finetune.training.seed, test_ratio)
+    rows, order = encoding.read(report.train, dataset, chosen.train)
+    if not isinstance(rows, DocumentRows):
+        require_trainable(rows, order, parameters.max_seq_length)
+    if report.validation:
+        others = JsonlDataset(report.validation)
+        validation, held_out = encoding.read(report.validation, others, np.arange(len(others)))
+    else:
+        validation, held_out = encoding.read(report.train, dataset, chosen.held_out)
+    if leads:
+        keep_test_rows(job, dataset, chosen.test)
+        rows.prepare(BACKGROUND_DELAY)
+    return Parts(rows, order, validation, held_out)
+
+
+def keep_test_rows(job: Job, dataset: JsonlDataset, positions: NDArray[np.int64]) -> None:
     """Writes the rows that are kept for a test beside the job. Raises OSError."""
     if len(positions):
         with (job.work_dir / TEST_FILE).open("wb") as file:

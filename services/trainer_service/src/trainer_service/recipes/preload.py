@@ -17,6 +17,8 @@ MODULES = (
     "transformers.models.glm4.modeling_glm4",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
+    "modelkit.dataset_report",
+    "trainer_service.data_answers",
     "trainer_service.recipes.entry",
     "trainer_service.recipes.failures",
     "trainer_service.recipes.language_model",
