@@ -58,7 +58,6 @@ SCHEDULERS = (
 # Where transformers' polynomial schedule ends.
 POLYNOMIAL_END = 1e-7
 OUTPUT_LAYER = "lm_head"
-METHODS = ("FULL", "LORA", "QLORA")
 ADAPTER_METHODS = ("LORA", "QLORA")
 # The module with the recipe of each modality that has one.
 RECIPES = {"language_model": "trainer_service.recipes.language_model"}
@@ -86,7 +85,7 @@ def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any], layers: Collectio
         message = f"{parsed.lora.r} is more than the width of the model ({width})"
         problems.append(Problem("finetune.language_model.lora.r", message))
     if parsed.method in ADAPTER_METHODS and layers:
-        problems += _absent_targets(parsed.lora, layers, tied=bool(config.get("tie_word_embeddings")))
+        problems += _absent_targets(parsed.lora, layers)
     if parsed.objective == "CLASSIFICATION" and (family := config.get("model_type")) not in sequence_classifiers():
         message = f"transformers has no text classifier for the family {family!r}; use a model of another family"
         problems.append(Problem("finetune.language_model.objective", message))
@@ -97,8 +96,8 @@ def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any], layers: Collectio
     return problems
 
 
-def _absent_targets(lora: Lora, layers: Collection[str], *, tied: bool) -> Iterator[Problem]:
-    present = {*layers, OUTPUT_LAYER} if tied else set(layers)
+def _absent_targets(lora: Lora, layers: Collection[str]) -> Iterator[Problem]:
+    present = {*layers, OUTPUT_LAYER}  # which has no weights of its own where it is tied to the embeddings
     if absent := [name for name in lora.target_modules if name.rpartition(".")[2] not in present]:
         message = f"the model has no {', '.join(absent)}; it has {', '.join(sorted(present))}"
         yield Problem("finetune.language_model.lora.target_modules", message)
