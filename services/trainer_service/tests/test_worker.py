@@ -339,6 +339,21 @@ async def test_surplus_checkpoints_are_not_uploaded_after_an_outage(
     assert any("fill save_total_limit" in line for line in await desk.log(task_id)) == (len(steps) < 5)
 
 
+async def test_of_stored_checkpoints_only_the_newest_stays_on_the_worker(
+    bench: Bench, desk: Desk, make_spec: MakeSpec
+) -> None:
+    task_id = await desk.submit(make_spec({"steps": 4, "save_steps": 1, "after": [["hang"]]}))
+    async with bench.worker() as worker:
+        saved: set[int] = set()
+        while saved != {1, 2, 3, 4}:
+            received = await desk.facts_until(task_id, "checkpoint_saved")
+            saved = {checkpoint.step for checkpoint in payloads(received, "checkpoint_saved")}
+        folder = worker.scratch / f"{task_id}-1" / "checkpoints"
+        await eventually(lambda: [path.name for path in folder.iterdir()] == ["checkpoint-4"])
+        await desk.steer(task_id, task_service_pb2.DIRECTIVE_STOP_AND_DISCARD)
+        await desk.facts_until(task_id, "stopped")
+
+
 async def test_an_output_that_cannot_be_written_is_never_called_saved(
     bench: Bench, desk: Desk, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
