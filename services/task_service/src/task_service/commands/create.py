@@ -52,7 +52,8 @@ class CreateTask:
     async def __call__(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> task_pb2.Task:
         """The new task, or the one that the same request made before.
 
-        Raises Unimplemented, InvalidArgument with every problem, or AlreadyExists for a used request id.
+        Raises Unimplemented, InvalidArgument with every problem, FailedPrecondition when its checkpoint quota is spent,
+        or AlreadyExists for a used request id.
         """
         fingerprint = request_fingerprint(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
