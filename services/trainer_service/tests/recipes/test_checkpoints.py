@@ -14,10 +14,12 @@ from trainer_service.recipes import saving, snapshots
 from trainer_service.recipes.background import Background
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.failures import describe
+from trainer_service.recipes.language_model import train
 from trainer_service.recipes.saving import CheckpointWriter
 from trainer_service.recipes.snapshots import Snapshots, size_of
+from trainer_service.recipes.stopping import StopRequest
 
-from .conftest import JobFactory, Recorder, run
+from .conftest import CPU, JobFactory, Recorder, run
 
 SAVING = {"save_strategy": "STEPS", "save_steps": 2}
 
@@ -90,6 +92,32 @@ def test_training_goes_on_while_a_checkpoint_is_written(jobs: JobFactory, monkey
     ours, theirs = (load_file(one.checkpoints / "checkpoint-2" / "adapter_model.safetensors") for one in (job, alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert len(events.curve("checkpoint_stall_seconds")) == 2
+
+
+def test_what_is_being_written_when_training_fails_is_brought_to_its_end(
+    jobs: JobFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = threading.Event()
+    write = CheckpointWriter.write
+
+    def slow(self: CheckpointWriter, step: int, *rest: Any) -> Path:
+        assert failing.wait(30)
+        return write(self, step, *rest)
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["type"] == "metrics" and event["step"] == 3 and "loss" in event["values"]:
+            failing.set()
+            raise MemoryError
+
+    monkeypatch.setattr(CheckpointWriter, "write", slow)
+    job = jobs(training={**SAVING, "log_level": "debug"})
+    events = Recorder(watch)
+    events.log_level = "debug"
+    with pytest.raises(MemoryError):
+        train(job, events, StopRequest(), CPU)
+    assert [event["step"] for event in events.of("checkpoint")] == [2]
+    assert "checkpoint-2 was written in" in events.text()
+    assert (job.checkpoints / "checkpoint-2" / "optimizer.pt").is_file()
 
 
 def test_a_write_that_fails_ends_the_job_and_is_never_told_as_saved(

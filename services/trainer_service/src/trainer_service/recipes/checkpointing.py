@@ -13,7 +13,7 @@ from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.checkpoint_files import RNG
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
-from trainer_service.recipes.events import WARNING, EventWriter
+from trainer_service.recipes.events import DEBUG, WARNING, EventWriter
 from trainer_service.recipes.identity import origin_of
 from trainer_service.recipes.resumption import ORIGIN, rate_ratio, take_over
 from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state, weights_of
@@ -98,10 +98,12 @@ class Checkpoints:
             weights, states = self._snapshots.take([weights, states])
 
         def write() -> None:
+            began = time.monotonic()
             if self._origin is None:
                 self._origin = origin_of(self._job)
             path = self._writer.write(step, self._model, weights, states, state | {ORIGIN: self._origin})
             self._events.checkpoint(step=step, path=path, loss=loss)
+            self._events.log(f"{path.name} was written in {time.monotonic() - began:.2f} s", level=DEBUG)
 
         self._background.start(write)
         if not room:
