@@ -147,3 +147,20 @@ async def test_a_model_that_cannot_be_loaded_is_named(desk: Desk, tmp_path: Path
     desk.model = tmp_path / "broken"
     with pytest.raises(InvalidArgument, match=r"config\.json"):
         await desk.report(desk.source(row(1)))
+
+
+async def test_what_was_found_sound_is_not_looked_at_again(desk: Desk) -> None:
+    asked: list[str] = []
+
+    class Counting(DataQuestions):
+        async def _ask(self, question: Any) -> dict[str, Any]:
+            asked.append(question["question"])
+            return await super()._ask(question)
+
+    desk.questions = Counting(desk.questions._launcher)
+    source = desk.source(row(1))
+    assert await desk.check(source) == await desk.check(source) == {}
+    assert len(asked) == 1
+    await desk.check(desk.source(row(1), row(2)))
+    await desk.check(desk.source(row(1), row(2)), max_seq_length=100)
+    assert len(asked) == 3

@@ -8,11 +8,13 @@ import contextlib
 import json
 import logging
 import tempfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modelkit.datasets import DatasetFiles
+from modelkit.datasets import DatasetFiles, key_of
+from modelkit.datasets.index import stamp
 from servicekit.errors import InvalidArgument, Problem, Unavailable
 from trainer_service.checks import CheckedSpec
 from trainer_service.data_answers import ANSWER, QUESTION
@@ -27,6 +29,8 @@ ENTRY = "trainer_service.data_answers:run"
 REPORT_SECONDS, TOKEN_SECONDS = 55.0, 20.0
 CHECK_SECONDS, LOOK_SECONDS = 15.0, 5.0
 DEFAULT_LENGTH, DEFAULT_PREVIEW = 512, 3
+REMEMBERED = 1024
+TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")  # of a model directory, all but its weights
 
 
 class DataQuestions:
@@ -34,6 +38,7 @@ class DataQuestions:
 
     def __init__(self, launcher: ForkLauncher) -> None:
         self._launcher = launcher
+        self._sound: OrderedDict[str, None] = OrderedDict()  # questions in whose data nothing was found
 
     async def report(
         self, request: trainer.ReportDatasetRequest, files: DatasetFiles, model_dir: Path | None, cache: Path
@@ -70,9 +75,17 @@ class DataQuestions:
             **_described(checked.dataset, checked.model_dir, cache),
         }
         with contextlib.suppress(LaunchError, TimeoutError, OSError, ValueError):
+            identity = key_of(question, *map(stamp, _files(question)))
+            if identity in self._sound:
+                return []
             async with asyncio.timeout(CHECK_SECONDS):
                 answer = await self._ask(question)
-                return [Problem(item["field"], item["message"]) for item in answer["problems_found"]]
+            found = [Problem(item["field"], item["message"]) for item in answer["problems_found"]]
+            if not found:
+                self._sound[identity] = None
+                while len(self._sound) > REMEMBERED:
+                    self._sound.popitem(last=False)
+            return found
         logger.warning("data was accepted without a look at its tokens: no answer from a child")
         return []
 
@@ -89,6 +102,13 @@ class DataQuestions:
                 await child.wait()
             answer: dict[str, Any] = json.loads((folder / ANSWER).read_text())
             return answer
+
+
+def _files(question: Mapping[str, Any]) -> list[Path]:
+    """The files that an answer rests on."""
+    folders = [Path(folder) for folder in (question["model_dir"], question["tokenizer_dir"]) if folder]
+    texts = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in TEXT_SUFFIXES]
+    return [*(Path(path) for path in question["files"] if path), *texts]
 
 
 def _described(files: DatasetFiles, model_dir: Path | None, cache: Path) -> dict[str, Any]:
