@@ -114,7 +114,7 @@ def test_problems_name_the_row_that_the_user_knows(tmp_path: Path, cache: DataCa
         ("a.json", b"", "begins neither"),
         ("a.json", b"[" * 100_000, "nested too deeply"),
         ("a.csv", b"a,a\n1,2\n", "two of one name"),
-        ("a.csv", b"prompt,response\nhi\n", r"1 values in row 1 \(line 2\) for 2 columns"),
+        ("a.csv", b"prompt,response\nhi\na,b\na,b,c\n", r"2 rows that do not have 2 values .*\(lines 2, 4\)"),
         ("a.csv", b'prompt,response\n"hi,there\n', "cannot be read at line"),
         ("a.csv", "prompt,response\nhé,b\n".encode("latin-1"), "not UTF-8"),
         ("a.parquet", b"PAR1 nothing", "not a Parquet file"),

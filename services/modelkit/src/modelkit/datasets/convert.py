@@ -10,6 +10,7 @@ import orjson
 from modelkit.datasets import origins
 from modelkit.datasets.json_stream import holds_lines, read_objects
 from modelkit.datasets.lines import BLOCK_BYTES, BYTE_ORDER_MARK, MAX_LINE_BYTES
+from modelkit.datasets.problems import FIRST_LINES
 from modelkit.datasets.texts import read_documents
 from modelkit.errors import InvalidDataset, Problem
 
@@ -81,21 +82,24 @@ def _csv(source: Path, file: BinaryIO) -> int:
 
 def _csv_rows(source: Path, delimiter: str) -> Iterator[dict[str, str]]:
     csv.field_size_limit(MAX_LINE_BYTES)
+    ragged: list[int] = []
     with source.open("r", encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             header = next(rows, [])
             if len(set(header)) < len(header) or not all(header):
                 raise _refusal(source, "has columns without a name, or two of one name, in its first line")
-            for number, row in enumerate(rows, start=1):
-                if len(row) != len(header):
-                    if not row:
-                        continue
-                    words = f"has {len(row)} values in row {number} (line {rows.line_num}) for {len(header)} columns"
-                    raise _refusal(source, f"{words}; quote values that hold {delimiter!r} or a line break")
-                yield dict(zip(header, row, strict=True))
+            for row in rows:
+                if len(row) == len(header):
+                    yield dict(zip(header, row, strict=True))
+                elif row:
+                    ragged.append(rows.line_num)
         except csv.Error as error:
             raise _refusal(source, f"cannot be read at line {rows.line_num}: {error}") from error
+    if ragged:
+        lines = ", ".join(map(str, ragged[:FIRST_LINES])) + (", ..." if len(ragged) > FIRST_LINES else "")
+        words = f"has {len(ragged)} rows that do not have {len(header)} values as the first line has (lines {lines})"
+        raise _refusal(source, f"{words}; quote values that hold {delimiter!r} or a line break")
 
 
 def _parquet(source: Path, file: BinaryIO) -> int:
