@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.platform import Platform, Workload
 from tests.support.waiting import wait_until
+from tunesmith.client import Client, ended, finetune_request
 
 
 @pytest.fixture
@@ -136,3 +137,28 @@ def test_stop_and_resume_are_runs_of_one_task(http: httpx.Client, workload: Work
     wait_until(lambda: state() == "STATE_STOPPED", 60, "the task to be stopped again")
     assert http.delete(f"/tasks/{task_id}").status_code == 200
     assert http.get(f"/tasks/{task_id}").status_code == 404
+
+
+def test_the_sdk_uploads_and_watches_all_tasks(client: Client, workload: Workload) -> None:
+    seen: list[tuple[int, int]] = []
+    dataset = client.datasets.upload(
+        workload.dataset, name="sdk", progress=lambda done, size: seen.append((done, size))
+    )
+    assert (dataset.samples, seen[-1]) == (96, (dataset.size, dataset.size))
+    stream = client.tasks.watch_all()
+    task = client.tasks.create(finetune_request("sdk", str(workload.model), dataset.id, {"max_steps": 2}))
+    types = []
+    for response in stream:
+        if response.event.task_id == task.id:
+            types.append(response.event.type)
+            if ended(response.event):
+                break
+    stream.close()
+    assert types[-1] == "task.completed"
+    cursor = response.cursor
+    second = client.tasks.create(finetune_request("sdk", str(workload.model), dataset.id, {"max_steps": 2}))
+    again = client.tasks.watch_all(cursor=cursor)
+    events = (item.event for item in again if item.event.task_id == second.id)
+    assert next(events).type == "task.created"
+    again.close()
+    client.tasks.wait(second.id)

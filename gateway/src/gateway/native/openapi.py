@@ -20,6 +20,9 @@ Members are named as in the gRPC contracts; their camelCase forms are accepted t
 2^53 and strings beyond; NaN and infinities are the strings "NaN", "Infinity" and "-Infinity". Streams are server-sent
 events whose id is the cursor, so that `Last-Event-ID` goes on where a connection broke; they end with the event `end`,
 or with the event `error`. `Accept: application/x-ndjson` asks for JSON lines instead.
+
+WebSockets tell of progress too: `/ws/training` of all of the caller's tasks, `/ws/training/{id}` of one. The token comes in
+the header `Authorization` or as the subprotocol `bearer.TOKEN` beside the subprotocol `tunesmith`.
 """
 _CURSOR_HEADER = {
     "name": "Last-Event-ID",
