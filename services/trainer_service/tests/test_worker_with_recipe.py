@@ -78,7 +78,8 @@ async def test_a_stop_saves_a_checkpoint_to_go_on_from(
     real_spec.training.save_steps = 1_000_000
     task_id = await desk.submit(real_spec)
     async with bench.worker():
-        await desk.facts_until(task_id, "metrics", SECONDS)
+        while not losses(desk.received[task_id]):
+            await desk.facts_until(task_id, "metrics", SECONDS)
         await desk.steer(task_id, 2)
         received = await desk.facts_until(task_id, "stopped", SECONDS)
         await eventually(lambda: desk.records[task_id].claims == 1)
