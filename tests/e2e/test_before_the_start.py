@@ -88,3 +88,16 @@ def test_upload_estimate_template_and_quota(tunesmith: Tunesmith, workload: Work
     assert tunesmith("templates", "delete", template["id"])["deleted"] is True
     assert len(tunesmith("parameters", "--surface", "studio")) > 40
     assert str(workload.model) in [model["id"] for model in tunesmith("models", "list", "--local")]
+
+
+def test_another_users_upload_is_not_estimated(platform: Platform, tunesmith: Tunesmith, workload: Workload) -> None:
+    """Faults 53: there is no such dataset for whoever does not own it."""
+    dataset = tunesmith("datasets", "upload", str(workload.dataset), "--name", "private")
+    words = ("--base-model", str(workload.model), "--dataset-id", dataset["id"])
+    tunesmith("estimate", *words)
+    token = CliRunner().invoke(app, ["token", "--user", "mallory", "--data-dir", str(platform.data_dir)]).stdout.strip()
+    result = CliRunner().invoke(app, ["estimate", *words, "--token", token])
+    assert result.exit_code != 0
+    assert "96" not in result.output
+    assert dataset["id"] in result.stderr
+    tunesmith("datasets", "delete", dataset["id"])

@@ -69,10 +69,11 @@ class SpecChecks:
         self._datasets = known_datasets
         self._cpu_fallback = cpu_fallback
 
-    def check(self, spec: spec_pb2.TaskSpec, *, task_id: str = "") -> CheckedSpec:
+    def check(self, spec: spec_pb2.TaskSpec, *, task_id: str = "", token: str = "") -> CheckedSpec:
         """Everything that is wrong, all at once. Raises Unimplemented for work that this version cannot do.
 
-        task_id is the task that trains, whose own former output may be replaced.
+        task_id is the task that trains, whose own former output may be replaced. token is that of a user who asks and
+        may know of his own uploads alone; without it the service reads a dataset by its own right.
         """
         require_available(spec)
         finetune = spec.finetune
@@ -80,7 +81,7 @@ class SpecChecks:
         _check_parameters(finetune, checked)
         self._check_model(finetune, checked, trains=bool(task_id))
         self._check_tokenizer(finetune, checked)
-        self._check_dataset(finetune, checked)
+        self._check_dataset(finetune, checked, token)
         self._check_output(finetune, checked, task_id)
         self._check_resume(finetune, checked)
         _check_devices(finetune.devices, checked, cpu_fallback=self._cpu_fallback)
@@ -122,12 +123,12 @@ class SpecChecks:
         with contextlib.suppress(InvalidJob):  # told by _check_parameters
             checked.problems += unfit(finetune, model.config, model.layers)
 
-    def _check_dataset(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+    def _check_dataset(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, token: str) -> None:
         source, parameters = finetune.dataset, finetune.language_model
         name = f"finetune.dataset.{source.WhichOneof('source') or 'path'}"
         reading = replace(reading_of(source, parameters.objective), labels=tuple(parameters.labels))
         try:
-            files = self.dataset(source, path="finetune.dataset", reading=reading)
+            files = self.dataset(source, path="finetune.dataset", reading=reading, token=token)
             report = self._datasets.check(files)
         except ModelkitError as error:
             checked.take(error)

@@ -66,7 +66,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def EstimateResources(
         self, request: trainer.EstimateResourcesRequest, context: Any
     ) -> trainer.EstimateResourcesResponse:
-        return await asyncio.to_thread(self._estimate, request.spec)
+        return await asyncio.to_thread(self._estimate, request.spec, token_of(context))
 
     async def ListBaseModels(
         self, request: trainer.ListBaseModelsRequest, context: Any
@@ -126,9 +126,9 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         problems = [trainer.SpecProblem(field=item.field, message=item.message) for item in found]
         return trainer.CheckSpecResponse(problems=problems)
 
-    def _estimate(self, spec: spec_pb2.FinetuneSpec) -> trainer.EstimateResourcesResponse:
+    def _estimate(self, spec: spec_pb2.FinetuneSpec, token: str) -> trainer.EstimateResourcesResponse:
         """Raises InvalidArgument when there is no model or no data to estimate for."""
-        checked = self._checks.check(spec_pb2.TaskSpec(finetune=spec))
+        checked = self._checks.check(spec_pb2.TaskSpec(finetune=spec), token=token)
         problems = [Problem(f"spec.{item.field.removeprefix('finetune.')}", item.message) for item in checked.problems]
         estimate = estimate_checked(self._estimator, spec, checked)
         if estimate is None:
