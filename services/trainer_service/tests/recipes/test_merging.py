@@ -1,6 +1,7 @@
 """Merging after training (M30): one exact sum, rounded once, file by file, onto the base model as it is stored."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ def test_a_task_that_asks_for_it_leaves_the_merged_model_too(jobs: JobFactory, m
     assert torch.allclose(found[f"{name}.weight"].double(), exact, atol=1e-7)
     tokenizer = json.loads((job.output_dir / "merged" / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"]
+
+
+def test_a_merge_that_fails_costs_nobody_the_adapter(jobs: JobFactory, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(jobs.model_dir, base)
+
+    def lose_the_base(event: dict[str, Any]) -> None:
+        if event["type"] == "metrics" and event["step"] == 6:
+            (tmp_path / "other").write_bytes(b"not what it was")
+            (tmp_path / "other").rename(base / "model.safetensors")
+
+    job = jobs(model_dir=str(base), language_model={"merge_after_training": True})
+    events = run(job, lose_the_base)
+    assert events.kinds()[-1] == "done"
+    assert "could not be merged" in events.text()
+    assert (job.output_dir / "adapter_model.safetensors").is_file()
+    assert not (job.output_dir / "merged").exists()
+    assert not list(job.output_dir.glob(".*"))
 
 
 def test_a_full_training_has_nothing_to_merge(jobs: JobFactory) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
@@ -36,7 +36,7 @@ class MergeFailed(RecipeError):
 def merge_if_asked(job: Job, model: Any, tokenizer: Any, events: EventWriter) -> None:
     """Writes the merged model to `<output>/merged` when the job has an adapter and asks for it.
 
-    Raises MergeFailed or OSError; the adapter is whole then nevertheless.
+    A merge that fails is told in the log and costs nobody the adapter, which is whole on disk already.
     """
     if not job.finetune.language_model.merge_after_training:
         return
@@ -45,7 +45,10 @@ def merge_if_asked(job: Job, model: Any, tokenizer: Any, events: EventWriter) ->
         return
     events.log(f"merging the adapter into {job.model_dir.name}")
     changes = Changes.of(model)
-    write_directory(job.output_dir / MERGED, lambda staging: merge(job.model_dir, changes, tokenizer, staging))
+    try:
+        write_directory(job.output_dir / MERGED, lambda staging: merge(job.model_dir, changes, tokenizer, staging))
+    except (MergeFailed, OSError, SafetensorError) as error:
+        events.log(f"the adapter is saved, but it could not be merged: {error}", level="warning")
 
 
 class Changes:
