@@ -142,6 +142,18 @@ async def test_a_form_with_its_data(gateway: Gateway, route: str, rank: int) -> 
     assert (model.method, list(model.lora.target_modules)) == (spec_pb2.METHOD_QLORA, ["q_proj", "v_proj"])
 
 
+async def test_problems_of_the_data_are_about_the_file(gateway: Gateway) -> None:
+    """The rows are known only with the file; before it comes, nothing is said of the dataset."""
+    gateway.tasks.spec_problems = [Problem("finetune.dataset.path", "line 2: there is no response")]
+    fields = {"base_model": "phi-2", "dataset_path": "/elsewhere", "train_file": "/elsewhere"}
+    files = {"dataset": ("train.jsonl", b"{}")}
+    response = await gateway.client.post("/api/llm-finetuning/lora", data=fields, files=files)
+    assert response.status_code == 422
+    (detail,) = response.json()["detail"]
+    assert (detail["loc"], detail["msg"]) == (["body", "dataset"], "line 2: there is no response")
+    assert len(gateway.datasets.headers) == 1
+
+
 async def upload(gateway: Gateway, body: bytes, kind: str = "multipart/form-data; boundary=b") -> Any:
     headers = {"content-type": kind}
     return await gateway.client.post("/api/llm-finetuning/data/upload", content=body, headers=headers)

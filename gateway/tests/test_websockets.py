@@ -79,6 +79,16 @@ async def test_progress_and_states_of_all_tasks(gateway: Gateway) -> None:
     assert gateway.tasks.metadata["authorization"].startswith("Bearer ")
 
 
+async def test_of_a_deleted_task_nothing_more_is_said(gateway: Gateway) -> None:
+    async with open_socket(gateway) as socket:
+        tell(gateway, "task.snapshot", task=finetune_task())
+        tell(gateway, "task.deleted", task=finetune_task())
+        tell(gateway, "task.progressed", progress=task_pb2.Progress(step=5))
+        tell(gateway, "quota.low")
+        tell(gateway, "task.created", task=finetune_task(name="again"))
+        assert [(await receive(socket))["type"] for _ in range(3)] == ["status"] * 3
+
+
 async def test_one_task_until_its_end(gateway: Gateway) -> None:
     async with open_socket(gateway, f"/ws/training/{TASK_ID}") as socket:
         done = finetune_task()

@@ -8,6 +8,7 @@ from gateway.guide import uploads, views
 from gateway.guide.call import Call
 from gateway.guide.creation import DATASET, MODALITIES, Creation
 from gateway.guide.forms import read_form
+from parameterkit import BY_NAME
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem, TunesmithError, Unauthenticated
 from tunesmith.task.v1 import (
     dataset_service_pb2_grpc,
@@ -16,6 +17,7 @@ from tunesmith.task.v1 import (
     task_service_pb2_grpc,
 )
 
+# A form's file; as the name of a parameter it means dataset_path too.
 FILE = "dataset"
 MOST_LISTED = 1000
 _PAGE = 200
@@ -54,11 +56,11 @@ class GuideTasks:
         """
         async with read_form(call) as form:
             file = form.file(FILE)
-            fields = {name: text for name, text in form.fields.items() if name != DATASET}
+            fields = {name: text for name, text in form.fields.items() if name not in BY_NAME[FILE].names}
             await self.check(call, Creation(fields, surface, modality, texts=True), without=DATASET)
             kind = next(word for word, name in MODALITIES.items() if name == modality)
             dataset = await uploads.store(self.datasets.UploadDataset, call, file, FILE, kind=kind)
-        creation = Creation({**fields, DATASET: dataset.id}, surface, modality, texts=True)
+        creation = Creation({**fields, FILE: dataset.id}, surface, modality, texts=True)
         return started(await self.create(call, creation))
 
     async def check(self, call: Call, creation: Creation, *, without: str = "") -> None:

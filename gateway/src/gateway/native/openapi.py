@@ -21,8 +21,8 @@ Members are named as in the gRPC contracts; their camelCase forms are accepted t
 events whose id is the cursor, so that `Last-Event-ID` goes on where a connection broke; they end with the event `end`,
 or with the event `error`. `Accept: application/x-ndjson` asks for JSON lines instead.
 
-WebSockets tell of progress too: `/ws/training` of all of the caller's tasks, `/ws/training/{id}` of one. The token comes in
-the header `Authorization` or as the subprotocol `bearer.TOKEN` beside the subprotocol `tunesmith`.
+WebSockets tell of progress too: `/ws/training` of all of the caller's tasks, `/ws/training/{id}` of one. The token
+comes in the header `Authorization`, or as the subprotocol `bearer.TOKEN` beside the subprotocol `tunesmith`.
 """
 _CURSOR_HEADER = {
     "name": "Last-Event-ID",

@@ -6,6 +6,7 @@ from gateway.guide.views import ENDED, error_text, finite, percent, status_docum
 from tunesmith.task.v1 import event_pb2, task_pb2
 
 PROGRESS, STATUS, ERROR = "progress", "status", "error"
+DELETED = "task.deleted"
 HEARTBEAT: dict[str, Any] = {"type": "heartbeat"}
 PONG: dict[str, Any] = {"type": "pong"}
 
@@ -22,7 +23,7 @@ class Board:
         """What there is to say after an event; of a failed task also what is wrong."""
         kind = event.WhichOneof("payload")
         if kind == "task":
-            return self._changed(event.task)
+            return self._changed(event.task, gone=event.type == DELETED)
         task = self._tasks.get(event.task_id)
         if task is None or kind not in ("progress", "metrics"):
             return []
@@ -32,10 +33,10 @@ class Board:
             task.metrics[point.name] = point.value
         return [_about(task, PROGRESS)]
 
-    def _changed(self, task: task_pb2.Task) -> list[Message]:
+    def _changed(self, task: task_pb2.Task, *, gone: bool) -> list[Message]:
         if not task.spec.HasField("finetune"):
             return []
-        if task.state in ENDED:
+        if gone or task.state in ENDED:
             self._tasks.pop(task.id, None)
         else:
             self._tasks[task.id] = task
