@@ -1,9 +1,11 @@
 """Optimisers and schedules by all their names (C17, C18), each learning and going on from a checkpoint exactly."""
 
 import io
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import optimization
 
+from modelkit import scratch
+from modelkit.loading import load_model
 from trainer_service.recipes import low_rank_gradients
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.optimizers import Optimisation, create_optimizer
@@ -182,6 +186,16 @@ def test_galore_with_a_full_rank_takes_the_steps_of_adam(monkeypatch: pytest.Mon
     right = torch.linalg.svd(gradient, full_matrices=False)[2]
     expected = before - 0.1 * low_rank_gradients.SCALE * torch.sign(gradient @ right.T) @ right
     assert torch.allclose(weight, expected, atol=1e-4)
+
+
+def test_galore_leaves_the_vocabulary_whole(tmp_path: Path) -> None:
+    corpus = [Path(json.__file__).read_text()]
+    built = scratch.build(tmp_path / "m", hidden_size=192, layers=1, vocab_size=320, corpus=corpus)
+    model = load_model(built.directory, dtype=torch.float32)
+    groups = create_optimizer(model, Training(optim="galore_adamw")).param_groups
+    projected = [weight for group in groups if "rank" in group for weight in group["params"]]
+    assert any(weight is model.model.layers[0].mlp.up_proj.weight for weight in projected)
+    assert not any(weight is model.lm_head.weight for weight in projected)
 
 
 def test_galore_keeps_small_moments() -> None:

@@ -18,7 +18,7 @@ from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
 from trainer_service.recipes.adapters import adapter_weights
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import RecipeError
-from trainer_service.recipes.events import EventWriter
+from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.saving import save_tokenizer, write_directory
 
 MERGED = "merged"
@@ -48,7 +48,7 @@ def merge_if_asked(job: Job, model: Any, tokenizer: Any, events: EventWriter) ->
     try:
         write_directory(job.output_dir / MERGED, lambda staging: merge(job.model_dir, changes, tokenizer, staging))
     except (MergeFailed, OSError, SafetensorError) as error:
-        events.log(f"the adapter is saved, but it could not be merged: {error}", level="warning")
+        events.log(f"the adapter is saved, but it could not be merged: {error}", level=WARNING)
 
 
 class Changes:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 
 from trainer_service.recipes.config import Training
@@ -88,7 +89,8 @@ def _groups(model: nn.Module, training: Training, *, projects: bool) -> Groups:
     if projects:
         from trainer_service.recipes.low_rank_gradients import RANK, is_projected
 
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
         low_rank = [layer.weight for layer in layers if layer.weight.requires_grad and is_projected(layer.weight)]
     chosen = {id(parameter) for parameter in low_rank}
     matrices = [weight for weight in trained if weight.ndim >= 2 and id(weight) not in chosen]
