@@ -1,6 +1,8 @@
 """Whole estimates on real small models and files: their sizes, what is refused, and in which words."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +126,22 @@ def test_too_little_memory_names_the_remedies_and_is_no_refusal(estimated: Estim
     assert "are free now" in note
 
 
+def test_qlora_is_advised_where_lora_leaves_little_room(estimated: Estimated) -> None:
+    """T21: below 16 GB, and for models of 13B and more on a GPU for the home."""
+
+    def advised(method: str, gigabytes: float, parameters: int = 0) -> bool:
+        found = estimated(method, [gpu(gigabytes)])
+        if parameters:
+            found = replace(found, run=replace(found.run, parameters=parameters))
+        return any("QLoRA is advised" in note for note in advice.notes(found))
+
+    assert advised("LORA", 1)
+    assert not advised("LORA", 15)
+    assert advised("LORA", 24, parameters=13_000_000_000)
+    assert not advised("LORA", 80, parameters=13_000_000_000)
+    assert not advised("QLORA", 1)
+
+
 def test_weights_that_do_not_fit_are_refused(estimated: Estimated) -> None:
     (problem,) = advice.problems(estimated("FULL", [gpu(0.0001)]))
     assert problem.field == "finetune.language_model.method"
@@ -166,3 +184,10 @@ def test_duration_rests_on_earlier_runs(estimated: Estimated, tmp_path: Path) ->
     assert second.seconds == pytest.approx(25.0)
     minutes = estimated(max_steps=4800, save_interval_minutes=1, save_steps=4800)
     assert minutes.saved == 20
+
+
+def test_the_service_estimates_without_a_training_library() -> None:
+    """It answers beside a training, so what the recipes load would be there twice."""
+    modules = "trainer_service.estimates.answer, trainer_service.estimates.checked"
+    code = f"import sys, {modules}; heavy = {{'torch', 'transformers'}} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)

@@ -7,6 +7,9 @@ from trainer_service.estimates.disk import Room
 from trainer_service.estimates.estimator import SAMPLED_ROWS, Estimate, fitting
 from trainer_service.recipes.remedies import OUT_OF_MEMORY
 
+SMALL_GPU_BYTES = 16 * 10**9
+HOME_GPU_BYTES = 33 * 10**9
+LARGE_MODEL = 12_500_000_000
 NAMES = {"FULL": "full training", "LORA": "LoRA", "QLORA": "QLoRA"}
 
 
@@ -31,7 +34,7 @@ def problems(estimate: Estimate) -> list[Problem]:
 
 def notes(estimate: Estimate) -> list[str]:
     """What to do where the training does not fit, then what the figures rest on."""
-    return [*memory_notes(estimate), *_disk_notes(estimate), *_basis(estimate)]
+    return [*memory_notes(estimate), *_qlora_note(estimate), *_disk_notes(estimate), *_basis(estimate)]
 
 
 def memory_notes(estimate: Estimate) -> Iterator[str]:
@@ -49,6 +52,16 @@ def memory_notes(estimate: Estimate) -> Iterator[str]:
             f"about {size(estimate.memory.total)} of memory are needed and {size(device.memory_free)} of {device.name} "
             "are free now: end what else uses it"
         )
+
+
+def _qlora_note(estimate: Estimate) -> Iterator[str]:
+    """On small GPUs, and for large models on those that people have at home, LoRA leaves little room."""
+    total = estimate.device.memory_total
+    small = total < SMALL_GPU_BYTES and estimate.memory.total > total / 2
+    large = total <= HOME_GPU_BYTES and estimate.run.parameters >= LARGE_MODEL
+    if estimate.run.method == "LORA" and estimate.device.type == "cuda" and (small or large):
+        saved = size(estimate.memory.total - estimate.by_method["QLORA"])
+        yield f"QLoRA is advised on a GPU with {size(total)} for a model of this size: it needs {saved} less"
 
 
 def _disk_notes(estimate: Estimate) -> Iterator[str]:
