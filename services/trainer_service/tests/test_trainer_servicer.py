@@ -149,6 +149,31 @@ async def test_datasets_are_checked_and_shown(stub: Stub, tmp_path: Path) -> Non
     assert all(problem.file == "train.jsonl" and problem.hint for problem in answer.problems)
 
 
+async def test_other_kinds_of_data_are_checked_and_shown(stub: Stub, tmp_path: Path) -> None:
+    """Texts and classes; the columns that a user names."""
+    folder = tmp_path / "data" / "classes"
+    rows = [{"q": f"text {n}", "kind": ["good", "bad"][n % 2]} for n in range(4)]
+    source = write(folder, *rows)
+    source.columns.CopyFrom(spec_pb2.DatasetColumns(prompt="q", label="kind"))
+    answer = await stub.ValidateDataset(trainer.ValidateDatasetRequest(dataset=source))
+    assert (answer.valid, answer.format, answer.rows) == (True, "classification", 4)
+    preview = await stub.PreviewDataset(trainer.PreviewDatasetRequest(dataset=source, rows=1))
+    assert [(m.role, m.content) for m in preview.samples[0].messages] == [("text", "text 0"), ("label", "good")]
+    (folder / "book.txt").write_text("One.\n\nTwo.\n")
+    text = spec_pb2.DatasetSource(path=str(folder / "book.txt"))
+    preview = await stub.PreviewDataset(trainer.PreviewDatasetRequest(dataset=text))
+    assert [sample.messages[0].content for sample in preview.samples] == ["One.", "Two."]
+
+
+async def test_a_report_without_a_model_has_no_tokens(stub: Stub, tmp_path: Path) -> None:
+    row = {"instruction": "Say it", "output": "It is said"}
+    source = write(tmp_path / "data" / "twice", row, row)
+    report = await stub.ReportDataset(trainer.ReportDatasetRequest(dataset=source), timeout=50)
+    assert (report.valid, dict(report.rows), report.exact_duplicates) == (True, {"train": 2}, 1)
+    assert not report.HasField("lengths")
+    assert any("1000" in text for text in report.advice)
+
+
 async def test_datasets_that_cannot_be_read(stub: Stub, tmp_path: Path) -> None:
     (tmp_path / "data" / "empty").mkdir()
     paths = ("/etc", str(tmp_path / "data" / "missing"), str(tmp_path / "data" / "empty"), f"{tmp_path}/data/../secret")

@@ -10,7 +10,7 @@ from modelkit.datasets import DataCache, DatasetFiles, Reading, splitting
 from modelkit.errors import ModelkitError
 from modelkit.paths import AllowedRoots
 from servicekit.errors import Problem, Unimplemented
-from trainer_service.datasets import DatasetChecks, as_what_it_is, reading_of
+from trainer_service.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
 from trainer_service.devices import gpus
 from trainer_service.recipes.checkpoint_files import missing_from
 from trainer_service.recipes.errors import InvalidJob
@@ -104,7 +104,7 @@ class SpecChecks:
 
         Without a reading, its rows are read as what they can be used for.
         """
-        found = self._datasets.find(source, self.roots, reading or reading_of(source), where=path, token=token)
+        found = self._datasets.find(source, self.roots, reading or first_reading_of(source), where=path, token=token)
         return found if reading else as_what_it_is(found)
 
     def _check_model(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, *, trains: bool) -> None:

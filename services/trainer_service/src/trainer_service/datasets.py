@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelkit import datasets
 from modelkit.base_models import default_hub_cache
-from modelkit.datasets import SUPERVISED, ColumnNames, DataCache, DatasetFiles, DatasetProblem, Reading
+from modelkit.datasets import CLASSIFICATION, SUPERVISED, ColumnNames, DataCache, DatasetFiles, DatasetProblem, Reading
 from modelkit.datasets.guessing import guess_objective
 from modelkit.datasets.hub import find_snapshot, is_hub_id
 from modelkit.datasets.index import stamp
@@ -126,9 +126,19 @@ def reading_of(
     source: spec_pb2.DatasetSource, objective: "spec_pb2.Objective.ValueType" = spec_pb2.OBJECTIVE_UNSPECIFIED
 ) -> Reading:
     """How a source's rows are read."""
-    columns = source.columns
-    named = ColumnNames(columns.text, columns.prompt, columns.response, columns.system, columns.messages, columns.label)
-    return Reading(OBJECTIVES.get(objective, SUPERVISED), named)
+    return Reading(OBJECTIVES.get(objective, SUPERVISED), columns_of(source))
+
+
+def first_reading_of(source: spec_pb2.DatasetSource) -> Reading:
+    """How a source's rows are read before it is known what they can be used for."""
+    columns = columns_of(source)
+    return Reading(CLASSIFICATION if columns.label else SUPERVISED, columns)
+
+
+def columns_of(source: spec_pb2.DatasetSource) -> ColumnNames:
+    """The columns that a source names."""
+    names = source.columns
+    return ColumnNames(names.text, names.prompt, names.response, names.system, names.messages, names.label)
 
 
 def as_what_it_is(files: DatasetFiles) -> DatasetFiles:

@@ -13,6 +13,7 @@ from pathlib import Path
 INCOMING = ".incoming"
 LOCKS = ".locks"
 IN_USE_SECONDS = 600.0
+LOCK_SECONDS = 24 * 3600.0
 ABANDONED_SECONDS = 60.0  # a writer has its lock long before
 
 
@@ -92,6 +93,7 @@ class DataCache:
         now = time.time()
         for folder in _children(self.root / INCOMING):
             _remove_abandoned(folder, now)
+        self._remove_locks(now)
         entries = sorted((entry.stat().st_mtime, entry) for entry in _children(self.root))
         sizes = {entry: _size(entry) for _, entry in entries}
         total = sum(sizes.values())
@@ -101,6 +103,12 @@ class DataCache:
             with self.incoming() as trash, contextlib.suppress(OSError):
                 entry.rename(trash / entry.name)
                 total -= sizes[entry]
+
+    def _remove_locks(self, now: float) -> None:
+        for lock in (self.root / LOCKS).glob("*"):
+            with contextlib.suppress(OSError):
+                if now - lock.stat().st_mtime > LOCK_SECONDS and not (self.root / lock.name).exists():
+                    lock.unlink()
 
 
 def _children(folder: Path) -> list[Path]:
