@@ -4,7 +4,7 @@ from typing import Any
 
 from gateway.argument_schemas import argument_schemas
 from gateway.guide.creation import MODALITIES, MODEL_TYPE, SIZES, names_of_modality
-from gateway.guide.tasks import MOST_LISTED
+from gateway.guide.tasks import FILE, MOST_LISTED
 from gateway.guide.views import STATUS_OF_STATE
 from gateway.native.schemas import Schema
 from parameterkit import BY_NAME, PARAMETERS
@@ -103,11 +103,18 @@ def json_body(schema: Schema) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
-def form_body(file: str, fields: dict[str, Schema]) -> dict[str, Any]:
-    """A form with a file."""
+def form_body(file: str, fields: dict[str, Schema], *required: str) -> dict[str, Any]:
+    """A form with a file and fields, of which some must be given."""
     content: Schema = {"type": "string", "format": "binary"}
-    schema: Schema = {"type": "object", "required": [file], "properties": {file: content, **fields}}
+    schema: Schema = {"type": "object", "required": [file, *required], "properties": {**fields, file: content}}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def training_form(surface: str, modality: str = "") -> dict[str, Any]:
+    """A form that starts a training with the data in it."""
+    fields = request_schema(surface, modality)["properties"]
+    own = {name: shape for name, shape in fields.items() if name not in BY_NAME[FILE].names}
+    return form_body(FILE, own, "base_model")
 
 
 def path_parameter(name: str) -> dict[str, Any]:

@@ -64,5 +64,5 @@ def _start(name: str, summary: str, surface: str) -> dict[str, Any]:
 
 
 def _form(name: str, summary: str, surface: str) -> dict[str, Any]:
-    body = describe.form_body("dataset", describe.request_schema(surface)["properties"])
+    body = describe.training_form(surface)
     return {"post": _operation(name, summary, reference(STARTED), requestBody=body)}

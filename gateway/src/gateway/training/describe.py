@@ -75,6 +75,5 @@ def paths() -> dict[str, Any]:
 
 
 def _form(modality: str, summary: str) -> dict[str, Any]:
-    fields = describe.request_schema(SURFACE, modality)["properties"]
-    body = describe.form_body("dataset", fields)
+    body = describe.training_form(SURFACE, modality)
     return {"post": _operation(modality, summary, reference(STARTED), requestBody=body)}
