@@ -359,7 +359,12 @@ def test_a_conversion_is_done_once_and_again_when_files_change(
 ) -> None:
     source = tmp_path / "root" / "chatglm3-6b"
     weights = checkpoint(source, sentencepiece_model, configuration())
+    abandoned, fresh = (tmp_path / "converted" / f".converting-{name}" for name in ("old", "new"))
+    abandoned.mkdir(parents=True)
+    fresh.mkdir()
+    os.utime(abandoned, (0, 0))
     first = models.ready(models.resolve("chatglm3-6b"))
+    assert (abandoned.exists(), fresh.exists()) == (False, True)
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert models.ready(models.resolve("chatglm3-6b")) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
@@ -368,7 +373,7 @@ def test_a_conversion_is_done_once_and_again_when_files_change(
     assert second != first
     name = "lm_head.weight"
     assert torch.equal(load_file(second / "model.safetensors")[name], load_file(first / "model.safetensors")[name] + 1)
-    assert not list((tmp_path / "converted").glob(".*"))
+    assert list((tmp_path / "converted").glob(".*")) == [fresh]
 
 
 def spoil(directory: Path, **changes: Any) -> None:

@@ -1,9 +1,11 @@
 """Converts a ChatGLM checkpoint into a cache, once for each state of its files."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from modelkit.chatglm.config import equivalent_config, generation
 from modelkit.errors import InvalidModel, Problem
 
 VERSION = 1  # of the conversion; another one converts anew
+STAGING = ".converting-"
+ABANDONED_SECONDS = 24 * 3600.0
 WEIGHTS = ".safetensors"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -27,7 +31,8 @@ def convert(source: Path, cache: Path, *, sha256: str) -> Path:
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache))
+    _clear_abandoned(cache)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=cache))
     try:
         write(source, staging)
         staging.chmod(0o755)
@@ -39,6 +44,14 @@ def convert(source: Path, cache: Path, *, sha256: str) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _clear_abandoned(cache: Path) -> None:
+    """Removes what processes that were killed have left."""
+    for path in cache.glob(f"{STAGING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path)
 
 
 def write(source: Path, target: Path) -> None:
