@@ -423,7 +423,9 @@ async def test_every_route_is_described() -> None:
     assert (epochs["minimum"], epochs["maximum"], epochs["default"]) == (1, 100, 10)
     assert schemas["QLoRARequest"]["properties"]["lora_r"]["default"] == 64
     assert schemas["LoRARequest"]["properties"]["lora_r"]["maximum"] == 256
-    form = paths["/api/llm-finetuning/qlora"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form = document["paths"]["/api/llm-finetuning/qlora"]["post"]["requestBody"]["content"]["multipart/form-data"][
+        "schema"
+    ]
     assert form["required"] == ["dataset", "base_model"]
     assert form["properties"]["dataset"]["format"] == "binary"
     assert "train_file" not in form["properties"]
