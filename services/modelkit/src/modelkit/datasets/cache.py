@@ -13,6 +13,7 @@ from pathlib import Path
 INCOMING = ".incoming"
 LOCKS = ".locks"
 IN_USE_SECONDS = 600.0
+MANY_FILES = 100
 LOCK_SECONDS = 24 * 3600.0
 ABANDONED_SECONDS = 60.0  # a writer has its lock long before
 
@@ -66,12 +67,13 @@ class DataCache:
 
     def add(self, name: str, folder: Path) -> Path:
         """Makes a directory from incoming() the entry of a name, unless there is one. Raises OSError."""
-        for parent, _, names in os.walk(folder):
-            for file in [*names, "."]:
-                _sync(Path(parent, file))
+        _bring_to_disk(folder)
         entry = self.root / name
-        with contextlib.suppress(FileExistsError, OSError) if entry.is_dir() else contextlib.nullcontext():
+        try:
             folder.rename(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
         os.utime(entry)
         self.trim()
         return entry
@@ -134,9 +136,15 @@ def _size(folder: Path) -> int:
     return sum(file.lstat().st_size for file in files)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _bring_to_disk(folder: Path) -> None:
+    """A crash of the machine leaves no entry with less in it than its name promises."""
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in (*names, ".")]
+    if len(paths) > MANY_FILES:
+        os.sync()
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
