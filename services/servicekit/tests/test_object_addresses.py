@@ -4,13 +4,14 @@ import asyncio
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from servicekit.errors import InvalidArgument
-from servicekit.objects import open_object_store, redacted_url
+from servicekit.objects import directory_of, open_object_store, redacted_url
 from servicekit.objects.file import FileObjectStore
 from servicekit.objects.s3 import S3ObjectStore
 from servicekit.objects.s3_address import MEBIBYTE, S3Address
@@ -128,6 +129,11 @@ def test_a_directory_needs_no_s3_client() -> None:
         "sys.exit('minio' in sys.modules or 'urllib3' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_only_a_directory_lies_on_this_machine() -> None:
+    assert directory_of("file:///var/lib/objects%20here") == Path("/var/lib/objects here")
+    assert directory_of(f"s3://key:{ENCODED}@host/bucket") is None
 
 
 @given(st.text(st.sampled_from("a./\\\0\n-ü"), max_size=12))
