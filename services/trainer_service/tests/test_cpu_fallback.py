@@ -38,5 +38,7 @@ def test_named_gpus(
             language_model=spec_pb2.LanguageModelParameters(method=spec_pb2.METHOD_LORA),
         )
     )
-    found = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback).check(spec)
+    found = SpecChecks(
+        roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback
+    ).check(spec)
     assert (FIELD in {problem.field for problem in found.problems}) is refused
