@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from modelkit.scratch import FAMILIES
 from trainer_service.recipes import saving, snapshots
 from trainer_service.recipes.background import Background
 from trainer_service.recipes.config import Training
@@ -20,6 +21,9 @@ from trainer_service.recipes.snapshots import Snapshots, size_of
 from trainer_service.recipes.stopping import StopRequest
 
 from .conftest import CPU, JobFactory, Recorder, run
+from .test_entry import Zygote, zygote
+
+__all__ = ["zygote"]
 
 SAVING = {"save_strategy": "STEPS", "save_steps": 2}
 
@@ -179,3 +183,23 @@ def test_settings_are_those_of_the_job(jobs: JobFactory) -> None:
     stored = torch.load(job.checkpoints / "checkpoint-6" / "training_args.bin", weights_only=True)
     assert stored.keys() == set(Training.__slots__)
     assert stored["seed"] == 42
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_weights_that_are_tied_are_stored_once(
+    zygote: Zygote, jobs: JobFactory, tiny_models: dict[str, Path], processes: int
+) -> None:
+    family = next(name for name, kind in FAMILIES.items() if kind.tie_word_embeddings)
+    sharded = {"parallelism": "PARALLELISM_FULLY_SHARDED"} if processes > 1 else {}
+    directory = jobs.directory(
+        model_dir=str(tiny_models[family]),
+        training={**SAVING, **sharded, "max_steps": 2},
+        language_model={"method": "METHOD_FULL"},
+        processes=processes,
+    )
+    process = zygote.start(directory)
+    assert process.wait() == 0, process.log
+    base = load_file(tiny_models[family] / "model.safetensors").keys()
+    assert "lm_head.weight" not in base
+    assert load_file(directory / "checkpoints" / "checkpoint-2" / "model.safetensors").keys() == base
+    assert load_file(directory / "output" / "model.safetensors").keys() == base
