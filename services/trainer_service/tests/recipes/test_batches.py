@@ -69,6 +69,10 @@ def test_without_shuffling_every_epoch_has_the_order_of_the_data() -> None:
     layout = Layout(size=2, max_length=8, pad_id=0)
     batches = Batches(rows_of(4), np.arange(4), layout, seed=1, shuffle=False)
     assert seen(batches, 0, 4) == [[1], [2, 3]] * 2
+    layout = Layout(size=1, max_length=8, pad_id=0, end_to_end=True, packing=True)
+    packed = Batches(rows_of(20), np.arange(20), layout, seed=1, shuffle=False)
+    per_epoch = packed.steps_per_epoch(1)
+    assert seen(packed, 0, per_epoch) == seen(packed, per_epoch, 2 * per_epoch)
 
 
 @pytest.mark.parametrize("layout", [PADDED, END_TO_END, PACKED])

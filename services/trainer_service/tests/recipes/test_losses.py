@@ -1,5 +1,6 @@
 """Sequences end to end cost what they cost one by one, and chunks what the whole costs (T27)."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,14 @@ def test_every_family_keeps_sequences_apart(tiny_models: dict[str, Path], family
 
 
 def made_from(config: Any) -> Any:
+    """A model with weights so large that what a token sees makes a difference."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "self_attn" in name:
+                weight.mul_(10)
+    return model
 
 
 def test_a_sliding_window_stays_within_its_sequence() -> None:
