@@ -80,3 +80,34 @@ def test_a_sharded_training_goes_on_in_one_process_and_the_other_way_round(
         resumed = start(resume_from=checkpoint, **more)
         assert resumed.curve() == pytest.approx(expected, rel=CLOSE)
         assert "training.parallelism was" in str(resumed.of("log"))
+
+
+def test_a_sharded_classifier_is_trained_and_judged_as_one_process_does(
+    zygote: Zygote, jobs: JobFactory, tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    rows = [{"text": f"text {number}", "label": "odd" if number % 2 else "even"} for number in range(24)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"objective": "OBJECTIVE_CLASSIFICATION", "method": "METHOD_FULL", "eval_ratio": 0.15}
+    training = {"max_steps": 4, "eval_strategy": "STEPS", "eval_steps": 2}
+    kinds = ({"per_device_train_batch_size": 2, **SHARDED}, {"per_device_train_batch_size": 4})
+    curves = []
+    for settings, processes in zip(kinds, (2, 1), strict=True):
+        folder = jobs.directory(
+            train_file=str(data), training={**training, **settings}, language_model=model, processes=processes
+        )
+        process = zygote.start(folder)
+        assert process.wait() == 0, process.log
+        curves.append([process.curve(name) for name in ("loss", "eval_loss", "eval_accuracy")])
+    for ours, theirs in zip(*curves, strict=True):
+        assert ours == pytest.approx(theirs, rel=CLOSE)
+
+
+def test_bf16_is_sharded_too(zygote: Zygote, jobs: JobFactory) -> None:
+    training = {"max_steps": 4, "bf16": True, "gradient_checkpointing": True}
+    sharded = {**training, **SHARDED, "per_device_train_batch_size": 2}
+    two = zygote.start(jobs.directory(training=sharded, language_model=METHODS["lora"], processes=2))
+    one = zygote.start(jobs.directory(training=training, language_model=METHODS["lora"]))
+    assert two.wait() == 0, two.log
+    assert one.wait() == 0, one.log
+    assert two.curve() == pytest.approx(one.curve(), rel=1e-2)
