@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of a causal language model: full, or with a low-rank adapter (LoRA, arXiv:2106.09685).
+"""Training of a language model on replies, on plain text or on classes: full, or with a low-rank adapter (LoRA,
+arXiv:2106.09685), also on quantized weights.
 
 The loop is written out instead of handed to a trainer class: it takes its first step several times sooner (no dataset
 is mapped, no trainer set up), and it alone decides what a step is, which makes stopping and resuming exact. The model
