@@ -166,6 +166,10 @@ class Bookkeeper:
         minutes = self._training.save_interval_minutes
         return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
+    def not_saved(self) -> None:
+        """There was nothing worth a checkpoint; the next is not overdue before its time."""
+        self._saved_at = time.monotonic()
+
     def saved(self, *, stall_seconds: float) -> None:
         """A checkpoint was taken, for which training stood still so long."""
         self._saved_at = time.monotonic()

@@ -77,6 +77,7 @@ class Checkpoints:
         began = time.monotonic()
         if not self._books.loss_is_finite():
             self._events.log(f"no checkpoint of step {self._books.step}: the loss is no number", level=WARNING)
+            self._books.not_saved()
             return
         state, rng, loss = self._books.state(), randomness.capture(self._world), self._books.last_loss()
         if self._world.leads or self._sharded:
