@@ -27,7 +27,7 @@ PLANNED = [PLAIN, TRIMMED, JOINED, MARKED, SYSTEM_FIRST, FALLBACK]
 LOOKING = [
     "{% if 'x' in m.content %}y{% endif %}",
     "{{ m.content | length }}",
-    "{{ m.content | replace('a', 'b') }}",
+    "{{ m.content | replace('x', 'y') }}",
     "{{ m.content | upper }}",
     "{{ m.content.split('</think>')[-1] }}",
     "{{ m.content[:3] }}",
@@ -79,10 +79,17 @@ def test_templates_that_lay_out_are_planned_exactly(source: str, system: bool) -
 
 @pytest.mark.parametrize("look", LOOKING)
 def test_a_template_that_looks_at_contents_is_rendered(look: str) -> None:
-    source = "{% for m in messages %}" + look + "{{ m.role }}{{ m.content }}{% endfor %}"
+    source = "{% for m in messages %}" + look + "{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
     messages = conversation("a", "b")
     _, plan = planned(source, messages)
     assert plan is None
+
+
+def test_where_a_reply_ends_must_not_depend_on_its_white_space() -> None:
+    _, plan = planned("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", conversation("a", "b"))
+    assert plan is None
+    _, plan = planned("{% for m in messages %}{{ m.role }}: {{ m.content | trim }}{% endfor %}", conversation("a", "b"))
+    assert plan is not None
 
 
 def test_blank_contents_are_rendered() -> None:

@@ -126,16 +126,18 @@ async def test_objects_of_the_store_are_read_by_their_address(
     [
         "file:///etc/passwd",
         "s3://bucket/key",
-        "file:///objects/tasks/t1/attempts/1/output/model.safetensors",
+        "file:///objects/tasks/t1/train.jsonl",
         "file:///objects/datasets/d1/train.jsonl",
         "file:///objects/",
-        "file:///objects/shared/%2e%2e/tasks/t1/x",
+        "file:///objects/shared/%2e%2e/tasks/t1/train.jsonl",
         "file:///objects/.incoming/x",
         "https://example.org/a.jsonl",
     ],
 )
-async def test_nothing_else_is_read_by_an_address(reader: Reader, tmp_path: Path, uri: str) -> None:
+async def test_nothing_else_is_read_by_an_address(reader: Reader, store: ObjectStore, tmp_path: Path, uri: str) -> None:
     """Fault 53: what belongs to others."""
+    for key in ("tasks/t1/train.jsonl", "datasets/d1/train.jsonl", "shared/train.jsonl"):
+        await store.put_bytes(key, LINES)
     with pytest.raises(InvalidDataset) as caught:
         await reader.find(uri=uri.replace("/objects/", f"{tmp_path}/objects/"))
     assert caught.value.problems[0].field == "dataset.uri"
