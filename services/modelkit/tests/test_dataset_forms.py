@@ -281,6 +281,15 @@ def test_classes_are_collected(tmp_path: Path) -> None:
     assert [problem.reason for problem in unknown.problems] == ["UNKNOWN_LABEL"]
 
 
+def test_classes_that_are_only_evaluated_are_told(tmp_path: Path) -> None:
+    train = jsonl(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    valid = jsonl(tmp_path / "valid.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "z"}])
+    (problem,) = validate(DatasetFiles(train, valid, reading=Reading(CLASSIFICATION))).problems
+    assert (problem.file, problem.reason, problem.count) == ("valid.jsonl", "UNKNOWN_LABEL", 1)
+    listed = Reading(CLASSIFICATION, labels=("x", "y", "z"))
+    assert validate(DatasetFiles(train, valid, reading=listed)).valid
+
+
 @pytest.mark.parametrize(
     ("columns", "row", "expected"),
     [

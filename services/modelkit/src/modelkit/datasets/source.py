@@ -10,6 +10,7 @@ from modelkit.datasets.convert import VERSION, convert, is_jsonl
 from modelkit.datasets.formats import Reading, Row
 from modelkit.datasets.index import checked, key_of, stamp
 from modelkit.datasets.jsonl import FileReport, JsonlDataset, scan
+from modelkit.datasets.origins import Origins
 from modelkit.datasets.problems import DatasetProblem
 from modelkit.datasets.splits import SUFFIXES, TEST, TRAIN, VALIDATION, Splits, find_splits
 from modelkit.errors import InvalidDataset, Problem
@@ -80,8 +81,22 @@ def validate(files: DatasetFiles, cache: DataCache | None = None) -> DatasetRepo
     train = checked(files.train, files.reading, cache)
     validation = checked(files.validation, files.reading, cache, trained_on=False) if files.validation else None
     test = checked(files.test, files.reading, cache, trained_on=False) if files.test else None
-    problems = tuple(problem for report in (train, validation, test) if report for problem in report.problems)
+    others = [report for report in (validation, test) if report is not None]
+    found = [problem for report in (train, *others) for problem in report.problems]
+    problems = (*found, *(problem for report in others for problem in _unknown_classes(train, report)))
     return DatasetReport(not problems, train.rows, train.format, problems, train, validation, test)
+
+
+def _unknown_classes(train: FileReport, other: FileReport) -> list[DatasetProblem]:
+    """What a split asks for that the training split does not teach."""
+    unknown = sorted(set(other.labels) - set(train.labels)) if not train.reading.labels else []
+    if not unknown:
+        return []
+    listed = ", ".join(repr(label[:40]) for label in unknown[:5])
+    hint = "add such rows to the training split, remove these, or list all classes in labels"
+    file = Origins.of(other.path).file
+    count = sum(other.labels[label] for label in unknown)
+    return [DatasetProblem(file, "UNKNOWN_LABEL", f"no training row has the class {listed}", hint, count)]
 
 
 def preview(files: DatasetFiles, rows: int = 5) -> list[Row]:
