@@ -118,6 +118,9 @@ def test_datasets_as_people_name_them(tmp_path: Path, monkeypatch: pytest.Monkey
     assert dataset_source("train.jsonl").path == str(tmp_path / "train.jsonl")
     assert dataset_source("not/here").path == "not/here"
     assert dataset_source("01j9zs6k7a8b9c0d1e2f3g4h5j").dataset_id == "01j9zs6k7a8b9c0d1e2f3g4h5j"
+    assert dataset_source("s3://bucket/key").uri == "s3://bucket/key"
+    for address in ("hf://tatsu-lab/alpaca", "hf://datasets/tatsu-lab/alpaca"):
+        assert dataset_source(address).hub_id == "tatsu-lab/alpaca"
 
 
 def data_dir(path: Path, url: str) -> Path:

@@ -60,6 +60,16 @@ async def test_f7_fields_that_are_set(gateway: Any) -> None:
     assert json.loads(document["metrics"]) == {"loss": 1.5, "accuracy": "NaN"}
 
 
+@pytest.mark.parametrize("data", ["/data/medicalqa", "a" * 26, "s3://bucket/key", "hf://tatsu-lab/alpaca"])
+async def test_data_is_shown_as_it_was_named(gateway: Any, data: str) -> None:
+    """F7, F11: wherever it lies; the command names it too."""
+    body = {"name": "n", "baseModel": "m", "datasetPath": data}
+    assert (await gateway.finetuning("POST", "createTask", json=body))[0] == 0
+    _, document, _ = await gateway.finetuning("GET", "getTask", params={"id": 7})
+    assert document["datasetPath"] == data
+    assert f"--dataset {data}" in document["command"]
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [

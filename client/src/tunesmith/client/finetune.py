@@ -18,6 +18,7 @@ from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest
 Value = str | int | float | bool | list[str] | tuple[str, ...]
 
 _DATASET_ID = re.compile(r"[0-9a-z]{26}")
+_HUB = re.compile(r"hf://(datasets/)?(?P<id>[^/]+/[^/]+)")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _INTEGERS = (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_INT64)
 
@@ -90,7 +91,9 @@ def finetune_request(
 
 
 def dataset_source(text: str) -> DatasetSource:
-    """A dataset as people name it: an object-store address, a path, or the id of an uploaded dataset."""
+    """A dataset as people name it: an address, a path, the id of an uploaded dataset, or hf://owner/name of the hub."""
+    if hub := _HUB.fullmatch(text):
+        return DatasetSource(hub_id=hub["id"])
     if "://" in text:
         return DatasetSource(uri=text)
     if _DATASET_ID.fullmatch(text) and not Path(text).exists():

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from gateway.finetuning.arguments import DEFAULTS
 from parameterkit import BY_NAME
+from parameterkit.values import dataset_name
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
 COMMAND = "command"
@@ -73,7 +74,7 @@ def equivalent(task: task_pb2.Task) -> str:
     """The command that would start a fine-tuning task again."""
     spec = task.spec.finetune
     words = ["tunesmith", "train", "--name", task.name, "--base-model", spec.base_model]
-    words += ["--dataset", spec.dataset.path or spec.dataset.dataset_id or spec.dataset.uri]
+    words += ["--dataset", dataset_name(spec.dataset)]
     if spec.output_dir:
         words += ["--output-dir", spec.output_dir]
     method = _METHODS.get(spec.language_model.method)

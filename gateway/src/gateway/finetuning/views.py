@@ -8,6 +8,7 @@ from gateway.finetuning.arguments import GPU_CONFIG, TRAINING_ARGS
 from gateway.finetuning.command import COMMAND, equivalent
 from gateway.finetuning.create import LABEL_PREFIX
 from gateway.native.encode import encode_double, encode_timestamp
+from parameterkit.values import dataset_name
 from tunesmith.task.v1 import task_pb2
 
 # STOPPING is a state of the platform that this surface does not know.
@@ -34,7 +35,7 @@ def task_document(task: task_pb2.Task) -> dict[str, Any]:
         "status": STATUS_OF_STATE.get(task.state, "pending"),
         "progress": _percent(task),
         "baseModel": spec.base_model,
-        "datasetPath": spec.dataset.path or spec.dataset.dataset_id or spec.dataset.uri,
+        "datasetPath": dataset_name(spec.dataset),
         "outputPath": spec.output_dir or task.output_dir or None,
         TRAINING_ARGS: task.labels.get(LABEL_PREFIX + TRAINING_ARGS),
         GPU_CONFIG: task.labels.get(LABEL_PREFIX + GPU_CONFIG),

@@ -84,6 +84,13 @@ def name_dataset(source: spec_pb2.DatasetSource, text: str) -> None:
         source.path = text
 
 
+def dataset_name(source: spec_pb2.DatasetSource) -> str:
+    """What people write for where data lies, as `name_dataset` takes it."""
+    kind = source.WhichOneof("source")
+    text = str(getattr(source, kind)) if kind else ""
+    return f"hf://{text}" if kind == "hub_id" else text
+
+
 def _holder(spec: spec_pb2.FinetuneSpec, path: str) -> tuple[Any, str]:
     """The message that holds the field at a path, and the field's name in it."""
     *parents, name = path.split(".")
