@@ -33,7 +33,7 @@ docs: setup ## Write the pages that are drawn from the parameter table
 	$(BIN)/python scripts/parameter_docs.py
 
 bench: setup ## Measure; prints one table for each figure
-	@for name in first_step overhead http_api streams memory; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in first_step throughput preparation checkpoint_stall overhead http_api streams memory; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lock: ## Resolve the members' dependencies into requirements.lock, for example: make lock ARGS=--upgrade
 	scripts/lock.sh $(ARGS)

@@ -10,6 +10,7 @@ from typing import Any
 from modelkit import chatglm
 from modelkit.catalogue import CATALOGUE, CatalogueEntry, hub_id
 from modelkit.errors import InvalidModel, Problem
+from modelkit.hub_cache import default_hub_cache, newest_snapshot
 from modelkit.inspection import Inspection, gguf_message, inspect
 from modelkit.paths import AllowedRoots
 
@@ -142,16 +143,7 @@ class BaseModels:
         """The newest snapshot of a hub id in the local cache."""
         if name.count("/") > 1 or ".." in name:
             return None
-        repository = self._hub_cache / f"models--{name.replace('/', '--')}"
-        snapshots = repository / "snapshots"
-        try:
-            revision = (repository / "refs" / "main").read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            revision = ""
-        if revision and "/" not in revision and (snapshots / revision).is_dir():
-            return snapshots / revision
-        found = [entry for entry in snapshots.iterdir() if entry.is_dir()] if snapshots.is_dir() else []
-        return max(found, key=lambda entry: entry.stat().st_mtime, default=None)
+        return newest_snapshot(self._hub_cache / f"models--{name.replace('/', '--')}")
 
 
 def describe(name: str, directory: Path, inspection: Inspection, *, field: str) -> ResolvedModel:
@@ -172,14 +164,6 @@ def describe(name: str, directory: Path, inspection: Inspection, *, field: str) 
         layers=frozenset(inspection.layers),
         needs_conversion=inspection.needs_conversion,
     )
-
-
-def default_hub_cache() -> Path:
-    """Where Hugging Face libraries keep what they downloaded."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache)
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
-    return Path(home) / "hub"
 
 
 def _is_path(name: str) -> bool:

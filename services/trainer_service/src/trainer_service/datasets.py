@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelkit import datasets
-from modelkit.base_models import default_hub_cache
 from modelkit.datasets import CLASSIFICATION, SUPERVISED, ColumnNames, DataCache, DatasetFiles, DatasetProblem, Reading
 from modelkit.datasets.guessing import guess_objective
 from modelkit.datasets.hub import find_snapshot, is_hub_id
 from modelkit.datasets.index import stamp
 from modelkit.errors import InvalidDataset, ModelkitError, PathNotAllowed, Problem
+from modelkit.hub_cache import default_hub_cache
 from modelkit.paths import AllowedRoots
 from trainer_service.remote_datasets import RemoteDatasets
 from tunesmith.task.v1 import spec_pb2

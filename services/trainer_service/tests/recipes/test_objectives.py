@@ -83,3 +83,17 @@ def test_a_classifier_goes_on_from_where_it_was_stopped(jobs: JobFactory, tmp_pa
     events = run(jobs(**content), ask, stop)
     resumed = run(jobs(**content, resume_from=events.of("checkpoint")[0]["path"]))
     assert resumed.curve() == {step: loss for step, loss in whole.items() if step > 3}
+
+
+@pytest.mark.parametrize(("family", "said"), [("llama", False), ("phi3", True)])
+def test_packing_that_has_no_effect_is_said(
+    jobs: JobFactory, tiny_models: dict[str, Path], tmp_path: Path, family: str, said: bool
+) -> None:
+    job = jobs(
+        model_dir=str(tiny_models[family]),
+        train_file=train_file(tmp_path, "SUPERVISED"),
+        training={"max_steps": 1},
+        language_model={"packing": True},
+    )
+    lines = [event["text"] for event in run(job).of("log")]
+    assert any("packing has no effect" in line for line in lines) is said

@@ -1,6 +1,5 @@
 """The parts of a recipe one by one: events, schedules, failures."""
 
-import copy
 import errno
 import json
 import math
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from modelkit.errors import InvalidDataset, Problem
 from trainer_service.recipes import remedies, saving
@@ -20,10 +18,8 @@ from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.failures import describe
-from trainer_service.recipes.optimizers import Schedule, create_optimizer
 from trainer_service.recipes.precision import choose
 from trainer_service.recipes.prefetch import prefetch
-from trainer_service.recipes.support import OPTIMIZERS, SCHEDULERS
 
 
 def read_events(write: Any) -> list[dict[str, Any]]:
@@ -71,59 +67,6 @@ def test_prefetching_keeps_order_raises_in_place_and_ends_its_thread() -> None:
     assert next(endless) == 1
     endless.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_learns_and_continues_from_its_state(name: str) -> None:
-    def losses(model: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
-        found = []
-        for _ in range(steps):
-            loss = model(torch.ones(1, 4)).pow(2).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            found.append(loss.item())
-        return found
-
-    training = Training(optim=name, learning_rate=1e-2, weight_decay=0.01)
-    torch.manual_seed(0)
-    model = nn.Linear(4, 4)
-    optimizer = create_optimizer(model, training)
-    first = losses(model, optimizer, 5)
-    assert first[-1] < first[0]
-    twin = nn.Linear(4, 4)
-    twin.load_state_dict(model.state_dict())
-    continued = create_optimizer(twin, training)
-    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert losses(twin, continued, 3) == losses(model, optimizer, 3)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_schedule_continues_from_its_state(name: str) -> None:
-    def make() -> tuple[torch.optim.Optimizer, Schedule]:
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-        return optimizer, Schedule(optimizer, Training(lr_scheduler_type=name, warmup_steps=3), 20)
-
-    def rates(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> list[float]:
-        found = []
-        for _ in range(steps):
-            found.append(schedule.rate)
-            optimizer.step()
-            schedule.step()
-            schedule.evaluated(1.0)
-        return found
-
-    whole = rates(*make(), 20)
-    optimizer, schedule = make()
-    rates(optimizer, schedule, 8)
-    state = schedule.state_dict()
-    optimizer_state = optimizer.state_dict()
-    optimizer, schedule = make()
-    optimizer.load_state_dict(optimizer_state)
-    schedule.load_state_dict(state)
-    assert rates(optimizer, schedule, 12) == whole[8:]
-    assert max(whole) == pytest.approx(0.1)
 
 
 def test_warm_up_steps_win_over_a_share() -> None:

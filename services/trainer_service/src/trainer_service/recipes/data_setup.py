@@ -69,6 +69,8 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     parts = read_parts(Encoding(job, cache, encoder, events, joined=layout.joined), report, leads=world.leads)
     if layout.packing:
         parts.rows.fill()  # every length must be known
+    elif parameters.packing:
+        events.log(f"{config.model_type} cannot keep the sequences of a row apart: packing has no effect")
     batches = Batches(
         parts.rows,
         parts.order,

@@ -47,9 +47,3 @@ def prepare_model(
         model.to(world.device)
     model.train()
     return model
-
-
-def stop_ids(config: Any) -> list[int]:
-    """The tokens that end a reply, as the model's configuration names them."""
-    ids = getattr(config, "eos_token_id", None)
-    return [int(token) for token in (ids if isinstance(ids, list) else [] if ids is None else [ids])]
