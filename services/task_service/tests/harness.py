@@ -43,9 +43,11 @@ class Checker:
     found: list[Problem] = field(default_factory=list)
     error: Exception | None = None
     calls: int = 0
+    identities: list[Any] = field(default_factory=list)
 
-    async def problems(self, spec: spec_pb2.TaskSpec) -> list[Problem]:
+    async def problems(self, spec: spec_pb2.TaskSpec, identity: Any) -> list[Problem]:
         self.calls += 1
+        self.identities.append(identity)
         if self.error is not None:
             raise self.error
         return self.found

@@ -198,6 +198,13 @@ async def test_what_this_version_cannot_do_is_said(alice: Client, spec: spec_pb2
     assert caught.value.reason == reason
 
 
+async def test_the_trainer_is_asked_on_behalf_of_the_caller(service: Service, alice: Client) -> None:
+    """Fault 53: with the service's own identity it would tell of other people's datasets."""
+    await alice.create()
+    (identity,) = service.checker.identities
+    assert identity["authorization"].startswith("Bearer ")
+
+
 async def test_the_trainer_may_refuse_too(service: Service, alice: Client) -> None:
     service.checker.error = Unimplemented("no tensor cores", reason="METHOD_NOT_AVAILABLE")
     with pytest.raises(Unimplemented, match="no tensor cores"):
@@ -206,7 +213,7 @@ async def test_the_trainer_may_refuse_too(service: Service, alice: Client) -> No
 
 async def test_an_unreachable_trainer_does_not_block(unused_tcp_port: int) -> None:
     channel = open_channel(f"127.0.0.1:{unused_tcp_port}")
-    assert await TrainerSpecChecker(channel, 5.0).problems(language_model_spec()) == []
+    assert await TrainerSpecChecker(channel, 5.0).problems(language_model_spec(), None) == []
     await channel.close()
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache, DatasetFiles, locate
+from modelkit.errors import InvalidDataset
+from modelkit.errors import Problem as Refusal
 from modelkit.paths import AllowedRoots
 from servicekit.bus import EventBus
 from servicekit.errors import InvalidArgument, Problem, Unavailable, Unimplemented
-from servicekit.grpc_client import open_channel
+from servicekit.grpc_client import bearer, open_channel
 from servicekit.grpc_server import running_server
 from servicekit.objects import ObjectStore
 from servicekit.settings import ServiceSettings
@@ -28,6 +30,7 @@ from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
 from trainer_service.fork_launcher import running_launcher
+from trainer_service.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.setup import NAME
 from tunesmith.task.v1 import spec_pb2
@@ -46,6 +49,18 @@ class Peer:
     async def ask(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+class Uploads(RemoteDatasets):
+    """One uploaded dataset, which nobody but its owner may know of."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def uploaded(self, dataset_id: str, *, field: str, token: str = "") -> Path:
+        if token != "owner":
+            raise InvalidDataset(Refusal(field, f"there is no dataset {dataset_id!r}"))
+        return self.file
 
 
 class Unasked(DataQuestions):
@@ -68,7 +83,8 @@ async def stub(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     await store.prepare()
     roots = AllowedRoots([tmp_path / "data"])
-    models, known = BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache"), hub_cache=tmp_path / "hub")
+    models, uploads = BaseModels(roots), Uploads(tmp_path / "cache" / "upload.jsonl")
+    known = DatasetChecks(DataCache(tmp_path / "cache"), uploads, hub_cache=tmp_path / "hub")
     async with running_launcher(preload="light_preload", entry="training_jobs:run") as launcher:
         await launcher.wait_warm()
         environment = Environment(
@@ -255,6 +271,22 @@ def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallbac
     problems = [problem.field for problem in checks.check(spec_pb2.TaskSpec(finetune=spec)).problems]
     accepted = cpu_fallback and not gpus()
     assert problems == ([] if accepted else ["finetune.devices.cuda_visible_devices"])
+
+
+async def test_a_specification_is_checked_with_the_eyes_of_the_caller(
+    stub: Stub, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    """Fault 53: somebody else's dataset is not there, and nothing in it is told."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "upload.jsonl").write_text("a secret\n")
+    spec = make_spec({})
+    spec.dataset.dataset_id = "d1"
+    request = trainer.CheckSpecRequest(spec=spec_pb2.TaskSpec(finetune=spec))
+    (problem,) = (await stub.CheckSpec(request, metadata=bearer("stranger"))).problems
+    assert problem.message == "there is no dataset 'd1'"
+    found = (await stub.CheckSpec(request, metadata=bearer("owner"))).problems
+    assert found
+    assert "there is no dataset" not in str(found)
 
 
 async def test_what_this_version_cannot_do_is_unimplemented(stub: Stub, make_spec: MakeSpec) -> None:

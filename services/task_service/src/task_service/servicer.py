@@ -11,6 +11,7 @@ from task_service.commands.create import CreateTask
 from task_service.commands.query import Queries
 from task_service.commands.steer import Steering
 from task_service.commands.work import Work
+from task_service.datasets.servicer import identity
 from task_service.streams.log_reader import LogReader
 from task_service.streams.metrics import MetricReader
 from task_service.streams.watch import TaskWatcher
@@ -36,7 +37,7 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
 
     @validates_itself
     async def CreateTask(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
-        return pb.CreateTaskResponse(task=await self.create(current_principal(), request))
+        return pb.CreateTaskResponse(task=await self.create(current_principal(), request, identity(context)))
 
     async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:
         return pb.GetTaskResponse(task=await self.queries.get(current_principal(), request.task_id, request.number))

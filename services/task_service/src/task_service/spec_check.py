@@ -9,14 +9,19 @@ from servicekit.errors import DeadlineExceeded, Problem, Unavailable
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
+Metadata = grpc.aio.Metadata
+
 logger = logging.getLogger(__name__)
 
 
 class SpecChecker(Protocol):
     """Finds everything that is wrong with a spec."""
 
-    async def problems(self, spec: spec_pb2.TaskSpec) -> list[Problem]:
-        """Problems by field path; Unimplemented when the work cannot be done at all."""
+    async def problems(self, spec: spec_pb2.TaskSpec, identity: Metadata | None) -> list[Problem]:
+        """Problems by field path; Unimplemented when the work cannot be done at all.
+
+        identity is that of the caller: of somebody else's dataset nothing is told.
+        """
         ...
 
 
@@ -27,10 +32,10 @@ class TrainerSpecChecker:
         self._stub = trainer_service_pb2_grpc.TrainerServiceStub(channel)
         self._seconds = seconds
 
-    async def problems(self, spec: spec_pb2.TaskSpec) -> list[Problem]:
+    async def problems(self, spec: spec_pb2.TaskSpec, identity: Metadata | None) -> list[Problem]:
         request = trainer_service_pb2.CheckSpecRequest(spec=spec)
         try:
-            response = await self._stub.CheckSpec(request, timeout=self._seconds)
+            response = await self._stub.CheckSpec(request, timeout=self._seconds, metadata=identity)
         except (Unavailable, DeadlineExceeded) as error:
             logger.warning("the trainer service could not check a task, its worker will: %s", error.message)
             return []

@@ -116,7 +116,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         return reported(answer)
 
     async def CheckSpec(self, request: trainer.CheckSpecRequest, context: Any) -> trainer.CheckSpecResponse:
-        checked = await asyncio.to_thread(self._checks.check, request.spec)
+        checked = await asyncio.to_thread(self._checks.check, request.spec, token=token_of(context))
         finetune = request.spec.finetune
         found = [
             *checked.problems,

@@ -27,7 +27,7 @@ from task_service.domain.lifecycle import Lifecycle, State
 from task_service.events import KIND_WORDS
 from task_service.ids import new_id
 from task_service.quotas.admission import require_quota
-from task_service.spec_check import SpecChecker
+from task_service.spec_check import Metadata, SpecChecker
 from task_service.templates.applying import apply_template, template_misfits
 from task_service.templates.use_cases import Templates
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
@@ -49,8 +49,10 @@ class CreateTask:
     core: Core
     checker: SpecChecker | None = field(default=None)
 
-    async def __call__(self, principal: Principal, request: task_service_pb2.CreateTaskRequest) -> task_pb2.Task:
-        """The new task, or the one that the same request made before.
+    async def __call__(
+        self, principal: Principal, request: task_service_pb2.CreateTaskRequest, identity: Metadata | None = None
+    ) -> task_pb2.Task:
+        """The new task, or the one that the same request made before. identity is that of the caller, to be passed on.
 
         Raises Unimplemented, InvalidArgument with every problem, FailedPrecondition when its checkpoint quota is spent,
         or AlreadyExists for a used request id.
@@ -62,9 +64,9 @@ class CreateTask:
             return existing
         request, template_fields = await self._with_template(principal, request)
         if broken := violations(request):
-            raise InvalidArgument(problems=broken + await self._other_problems(principal, request, broken))
+            raise InvalidArgument(problems=broken + await self._other_problems(principal, request, broken, identity))
         require_available(request.spec)
-        if problems := await self._problems(principal, request, request.spec):
+        if problems := await self._problems(principal, request, request.spec, identity):
             raise InvalidArgument(problems=problems)
         spec = spec_pb2.TaskSpec()
         spec.CopyFrom(request.spec)
@@ -94,18 +96,26 @@ class CreateTask:
         return filled, apply_template(template.spec, filled.spec.finetune, request.default_fields)
 
     async def _problems(
-        self, principal: Principal, request: task_service_pb2.CreateTaskRequest, spec: spec_pb2.TaskSpec
+        self,
+        principal: Principal,
+        request: task_service_pb2.CreateTaskRequest,
+        spec: spec_pb2.TaskSpec,
+        identity: Metadata | None,
     ) -> list[Problem]:
         problems = text_problems(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
             problems += await _dependency_problems(session, principal, request)
             problems += await dataset_problems(session, principal, spec)
         if self.checker is not None:
-            problems += await self.checker.problems(spec)
+            problems += await self.checker.problems(spec, identity)
         return problems
 
     async def _other_problems(
-        self, principal: Principal, request: task_service_pb2.CreateTaskRequest, broken: list[Problem]
+        self,
+        principal: Principal,
+        request: task_service_pb2.CreateTaskRequest,
+        broken: list[Problem],
+        identity: Metadata | None,
     ) -> list[Problem]:
         """What is wrong beside the fields that break a rule."""
         spec = without_violations(request, broken)
@@ -113,7 +123,7 @@ class CreateTask:
             return []
         try:
             require_available(spec)
-            return await self._problems(principal, request, spec)
+            return await self._problems(principal, request, spec, identity)
         except Unimplemented as error:
             return [Problem("spec", error.message)]
 
