@@ -163,6 +163,24 @@ def test_every_module_of_the_documents_can_have_an_adapter(jobs: JobFactory) -> 
     assert not torch.allclose(PeftModel.from_pretrained(base, job.output_dir)(ids).logits, before, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["METHOD_FULL", "METHOD_LORA"])
+def test_recomputed_activations_are_not_kept_and_change_no_loss(jobs: JobFactory, method: str) -> None:
+    """T25, C22, F29."""
+    kept: dict[bool, int] = {}
+    curves = {}
+    for recomputed in (False, True):
+        training = {"gradient_checkpointing": recomputed}
+        job = jobs(training=training, language_model={"method": method, "lora": {"dropout": 0.0}})
+        model = prepare_model(job, Precision(torch.float32, torch.float32, torch.float32), CPU)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, to=sizes: to.append(tensor.nbytes), id):  # type: ignore[misc]
+            model(input_ids=torch.arange(3, 131)[None], use_cache=False)
+        kept[recomputed] = sum(sizes)
+        curves[recomputed] = run(job).curve()
+    assert kept[True] < 0.5 * kept[False]
+    assert curves[True] == pytest.approx(curves[False], rel=1e-5)
+
+
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
 def test_which_biases_are_trained(tiny_models: dict[str, Path], bias: str) -> None:
     """C31, on a family that has biases."""
