@@ -199,6 +199,15 @@ def test_all_defects_are_listed_at_once(models: BaseModels, root: Path) -> None:
     assert len(caught.value.problems) == 3
 
 
+def test_a_model_without_a_tokenizer_will_do_when_another_is_used(models: BaseModels, root: Path) -> None:
+    """M28."""
+    whole = models.resolve("model")
+    (root / "model" / "tokenizer.json").unlink()
+    assert models.resolve("model", own_tokenizer=False) == whole
+    with pytest.raises(InvalidModel, match="or name a tokenizer_path"):
+        models.resolve("model")
+
+
 def test_a_gguf_file_itself_is_explained(models: BaseModels, root: Path) -> None:
     (root / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(InvalidModel, match="GGUF file: quantized for inference"):

@@ -217,6 +217,19 @@ async def test_a_sound_specification_has_no_problems(stub: Stub, make_spec: Make
     assert await check(stub, make_spec({}, output_dir=str(tmp_path / "data" / "hollow"))) == {}
 
 
+async def test_a_model_without_a_tokenizer_takes_another(stub: Stub, make_spec: MakeSpec, model: Path) -> None:
+    """M28: the directory's own tokenizer is optional."""
+    spec = make_spec({})
+    other = model.parent / "tokenizer"
+    other.mkdir()
+    (model / "tokenizer.json").rename(other / "tokenizer.json")
+    assert "no tokenizer" in (await check(stub, spec))["finetune.base_model"]
+    spec.language_model.tokenizer_path = str(other)
+    assert await check(stub, spec) == {}
+    spec.language_model.tokenizer_path = str(model)
+    assert set(await check(stub, spec)) == {"finetune.language_model.tokenizer_path"}
+
+
 async def test_every_problem_of_a_specification_is_told_at_once(
     stub: Stub, make_spec: MakeSpec, tmp_path: Path
 ) -> None:

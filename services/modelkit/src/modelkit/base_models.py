@@ -63,13 +63,14 @@ class BaseModels:
         self._hub_cache = Path(hub_cache) if hub_cache is not None else default_hub_cache()
         self._is_allowed = AllowedRoots([*roots.roots, self._hub_cache], private=roots.private).contains
 
-    def resolve(self, name: str, *, field: str = "base_model") -> ResolvedModel:
-        """The model that a directory, catalogue id or hub id names.
+    def resolve(self, name: str, *, field: str = "base_model", own_tokenizer: bool = True) -> ResolvedModel:
+        """The model that a directory, catalogue id or hub id names; without own_tokenizer it needs none.
 
         Raises PathNotAllowed for a path outside the roots, and InvalidModel listing every problem of the model.
         """
         directory = self.locate(name, field=field)
-        return describe(name, directory, inspect(directory, self._is_allowed), field=field)
+        found = inspect(directory, self._is_allowed, own_tokenizer=own_tokenizer)
+        return describe(name, directory, found, field=field)
 
     def ready(self, model: ResolvedModel) -> Path:
         """The directory to load a model from, converted first when it needs that, which reads and writes all of it.

@@ -63,8 +63,13 @@ class Inspection:
         self.problems.append(problem)
 
 
-def inspect(directory: Path, is_allowed: Callable[[Path], bool] | None = None) -> Inspection:
-    """Looks at a model directory without loading anything from it. is_allowed judges where its links lead."""
+def inspect(
+    directory: Path, is_allowed: Callable[[Path], bool] | None = None, *, own_tokenizer: bool = True
+) -> Inspection:
+    """Looks at a model directory without loading anything from it.
+
+    is_allowed judges where its links lead. Without own_tokenizer another one is used, and only a conversion needs it.
+    """
     found = Inspection()
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - names are what is needed
@@ -80,8 +85,9 @@ def inspect(directory: Path, is_allowed: Callable[[Path], bool] | None = None) -
     _inspect_weights(directory, names, found)
     if found.needs_conversion:
         found.layers = set(chatglm.converted_layers())
-    if not any(name in names for name in TOKENIZERS):
-        found.refuse("TOKENIZER_MISSING", f"{directory} has no tokenizer (tokenizer.json or tokenizer.model)")
+    if (own_tokenizer or found.needs_conversion) and not any(name in names for name in TOKENIZERS):
+        message = f"{directory} has no tokenizer (tokenizer.json or tokenizer.model); add one, or name a tokenizer_path"
+        found.refuse("TOKENIZER_MISSING", message)
     return found
 
 

@@ -115,7 +115,8 @@ class SpecChecks:
                 checked.refuse(name, "write task:<id> with the id of a task that this one depends on")
             return
         try:
-            model = self.models.resolve(finetune.base_model, field=name)
+            own_tokenizer = not finetune.language_model.tokenizer_path
+            model = self.models.resolve(finetune.base_model, field=name, own_tokenizer=own_tokenizer)
             checked.model_dir = self.models.ready(model) if trains else model.directory
         except ModelkitError as error:
             checked.take(error)

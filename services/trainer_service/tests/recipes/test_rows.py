@@ -1,6 +1,7 @@
 """Rows of a job: found again in the cache, cut into windows, split, and learnt in every objective."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,15 @@ def test_named_columns_reach_the_recipe(jobs: JobFactory, tmp_path: Path) -> Non
 def test_another_tokenizer_must_fit_the_model(jobs: JobFactory, tiny_models: dict[str, Path]) -> None:
     job = jobs(tokenizer_dir=str(tiny_models["llama"]))
     assert prepare_data(job, Recorder(), CPU).tokenizer.name_or_path == str(tiny_models["llama"])
+
+
+def test_a_model_without_a_tokenizer_is_trained_with_another(jobs: JobFactory, tmp_path: Path) -> None:
+    """M28: the finished model has the tokenizer that it was trained with."""
+    bare, tokenizer = tmp_path / "bare", tmp_path / "tokenizer"
+    shutil.copytree(jobs.model_dir, bare)
+    tokenizer.mkdir()
+    for path in (*bare.glob("*token*"), *bare.glob("chat_template*")):
+        path.rename(tokenizer / path.name)
+    job = jobs(model_dir=str(bare), tokenizer_dir=str(tokenizer), training={"max_steps": 2})
+    assert run(job).kinds()[-1] == "done"
+    assert (job.output_dir / "tokenizer.json").is_file()
