@@ -243,6 +243,14 @@ def test_evaluation_without_validation_rows_is_left_out_with_a_word(jobs: JobFac
     assert "no validation rows" in events.text()
 
 
+def test_validation_rows_that_nobody_asks_for_are_told_of(jobs: JobFactory, dataset: Path) -> None:
+    """F25: a valid.jsonl without an evaluation strategy."""
+    events = run(jobs(validation_file=str(dataset)))
+    assert "eval_strategy is no" in events.text()
+    assert not events.curve("eval_loss")
+    assert "eval_strategy" not in run(jobs()).text()
+
+
 @pytest.mark.parametrize("method", ["METHOD_LORA", "METHOD_FULL"])
 def test_bf16_trains_on_a_cpu_and_fp16_falls_back(jobs: JobFactory, method: str) -> None:
     exact = run(jobs(language_model={"method": method})).curve()

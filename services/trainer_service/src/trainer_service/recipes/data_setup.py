@@ -83,6 +83,10 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     evaluates = training.eval_strategy != "NO" and len(parts.held_out) > 0
     if training.eval_strategy != "NO" and not evaluates:
         events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
+    elif len(parts.held_out) and not evaluates:
+        events.log(
+            "there are validation rows, but eval_strategy is no, so nothing is evaluated; set it to steps or epoch"
+        )
     share = parts.held_out[world.rank :: world.size]
     held_out = HeldOut(parts.validation, share, replace(layout, size=training.eval_batch_size))
     return Data(parts.rows, batches, evaluates, held_out, tokenizer, labels_of(report.train))
