@@ -6,7 +6,9 @@ import io
 import json
 import os
 import stat
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +188,55 @@ def test_links_and_devices_are_refused(tmp_path: Path) -> None:
         unpack(tmp_path / "a.zip", tmp_path)
 
 
+def test_a_zip_is_not_read_by_methods_that_unpack_at_once(tmp_path: Path) -> None:
+    """Fault 45: of bzip2 and LZMA, zipfile takes whatever a piece becomes into memory, whatever size is stated."""
+    for name, method in {"b": zipfile.ZIP_BZIP2, "l": zipfile.ZIP_LZMA}.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", method) as archive:
+            archive.writestr("train.jsonl", b"{}\n")
+        (tmp_path / name).mkdir()
+        with pytest.raises(UnsafeArchive, match="deflate"):
+            unpack(tmp_path / f"{name}.zip", tmp_path / name)
+
+
+def test_a_list_of_too_many_members_is_not_read(tmp_path: Path) -> None:
+    """Fault 45: its end may state a small size, while the record for large archives has the one that counts."""
+    archive = zipped(tmp_path / "a.zip", {f"{number}.jsonl": b"" for number in range(5_000)})
+    content = archive.read_bytes()
+    at = content.rfind(b"PK\5\6")
+    count, size, start = struct.unpack("<HLL", content[at + 10 : at + 20])
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, at, 1)
+    end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, count, count, 10, start, 0)
+    archive.write_bytes(content[:at] + record + locator + end)
+    assert len(zipfile.ZipFile(archive).namelist()) == 5_000
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnsafeArchive, match="more than 10 files"):
+            unpack(archive, tmp_path / "out", Limits(files=10))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 19
+    finally:
+        tracemalloc.stop()
+
+
+def test_members_that_are_passed_over_are_counted(tmp_path: Path) -> None:
+    """Fault 45: their list is kept in memory too."""
+    members = {f"__MACOSX/{number}": b"" for number in range(5)}
+    (tmp_path / "out").mkdir()
+    for archive in (tarred(tmp_path / "a.tar.gz", members), zipped(tmp_path / "a.zip", members)):
+        with pytest.raises(UnsafeArchive, match="more than 4 files"):
+            unpack(archive, tmp_path / "out", Limits(files=4))
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        info = tarfile.TarInfo("tr\xe4in.jsonl")
+        archive.addfile(info)
+    (tmp_path / "out").mkdir()
+    unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tr?in.jsonl"]
+
+
 def test_bombs_are_refused(tmp_path: Path) -> None:
     zeros = bytes(4 << 20)
     small = Limits(files=50, ratio=10, free_bytes=1 << 20)
@@ -209,16 +260,6 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
         archive.addfile(huge)
     with pytest.raises(UnsafeArchive, match="header that is too large"):
         unpack(tmp_path / "pax.tar.gz", tmp_path / "gz")
-
-
-def test_a_list_of_a_million_entries_is_not_read(tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", {"train.jsonl": b"{}"})
-    data = bytearray(archive.read_bytes())
-    at = data.rfind(b"PK\x05\x06")
-    data[at + 12 : at + 16] = (1 << 30).to_bytes(4, "little")
-    archive.write_bytes(data)
-    with pytest.raises(UnsafeArchive, match="more than 10000 files"):
-        unpack(archive, tmp_path)
 
 
 @pytest.mark.parametrize(

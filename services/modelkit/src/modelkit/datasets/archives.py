@@ -19,9 +19,10 @@ TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 GZIP = (".gz",)
 COPY_BYTES = 1 << 20
 MAX_READ_BYTES = 4 << 20
-ZIP_END_BYTES = 22 + 65_535
 MAX_ENTRY_BYTES = 1024
 MACOS = "__MACOSX/"
+# Python unpacks these piece by piece; of others a few bytes may become gigabytes of memory at once.
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class _Writer:
         return self.refusal("unpacks to far more than its size; unpack it yourself and give the directory")
 
     def _parts(self, name: str) -> tuple[str, ...]:
+        name = name.encode(errors="replace").decode()  # of a name that is not UTF-8
         path = PurePosixPath(name.replace("\\", "/"))
         bad = path.is_absolute() or ".." in path.parts or "\0" in name or ":" in (path.parts or ("",))[0]
         if bad or not path.parts or any(len(part.encode()) > 255 for part in path.parts):
@@ -118,43 +120,36 @@ class _Writer:
 
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
-    if _zip_directory_bytes(archive) > writer.limits.files * MAX_ENTRY_BYTES:
-        raise writer.refusal(f"holds more than {writer.limits.files} files")
-    with zipfile.ZipFile(archive) as opened:
+    files = writer.limits.files
+    with archive.open("rb") as stream:
+        reads: Any = _SmallReads(stream, files * MAX_ENTRY_BYTES, writer.refusal(f"holds more than {files} files"))
+        opened = zipfile.ZipFile(reads)
         for member in opened.infolist():
+            writer.count()
             if member.filename.startswith(MACOS):
                 continue
-            writer.count()
             kind = stat.S_IFMT(member.external_attr >> 16)
             if member.is_dir():
                 continue
             if kind and not stat.S_ISREG(kind):
                 raise writer.refusal(f"holds {member.filename[:80]!r}, which is a link or a device")
+            if member.compress_type not in ZIP_METHODS:
+                words = "is compressed in a way that is not read; pack it with the usual method (deflate)"
+                raise writer.refusal(f"holds {member.filename[:80]!r}, which {words}")
             writer.announce(member.file_size)
             with opened.open(member) as source:
                 _write_new(writer, member.filename, source)
-
-
-def _zip_directory_bytes(archive: Path) -> int:
-    """Size of a ZIP's list of entries as its end states it, because zipfile reads the list whole; 0 when unknown."""
-    with archive.open("rb") as file:
-        file.seek(max(0, archive.stat().st_size - ZIP_END_BYTES))
-        end = file.read()
-    at = end.rfind(b"PK\x05\x06")
-    return int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
     suffix = archive.name.lower().rpartition(".")[2]
     opener: Any = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(suffix, open)
     with opener(archive, "rb") as stream:
-        reads: Any = _SmallReads(stream, writer)
+        reads: Any = _SmallReads(stream, MAX_READ_BYTES, writer.refusal("holds a header that is too large"))
         opened = tarfile.open(fileobj=reads, mode="r:")  # noqa: SIM115 - it owns nothing, the stream is closed
         for member in opened:
-            if member.name.startswith(MACOS):
-                continue
             writer.count()
-            if member.isdir():
+            if member.name.startswith(MACOS) or member.isdir():
                 continue
             if not member.isreg() or member.issparse():
                 raise writer.refusal(f"holds {member.name[:80]!r}, which is a link or a device")
@@ -165,17 +160,17 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
 
 
 class _SmallReads:
-    """A stream from which tarfile cannot take a header of any size into memory."""
+    """A stream from which a header or a list of members of any size cannot be taken into memory."""
 
-    def __init__(self, stream: Any, writer: _Writer) -> None:
-        self._stream, self._writer = stream, writer
-        self.seek, self.tell = stream.seek, stream.tell
+    def __init__(self, stream: Any, most: int, refusal: UnsafeArchive) -> None:
+        self._stream, self._most, self._refusal = stream, most, refusal
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """At most a few MiB."""
-        if not 0 <= size <= MAX_READ_BYTES:
-            raise self._writer.refusal("holds a header that is too large")
-        data: bytes = self._stream.read(size)
+        """At most as many bytes as are let through."""
+        data: bytes = b"" if size > self._most else self._stream.read(size if size >= 0 else self._most + 1)
+        if max(size, len(data)) > self._most:
+            raise self._refusal
         return data
 
 
