@@ -27,6 +27,7 @@ from modelkit.datasets import (
     JsonlDataset,
     LabelledText,
     Reading,
+    convert,
     locate,
     scan,
     validate,
@@ -235,6 +236,19 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     unpack(tmp_path / "a.tar", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tr?in.jsonl"]
+
+
+def test_a_small_table_that_becomes_a_huge_file_is_refused(
+    tmp_path: Path, cache: DataCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 45: one long text in a dictionary, and a million rows that name it."""
+    monkeypatch.setattr(convert, "FREE_BYTES", 1 << 20)
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 5_000, pyarrow.int32()), ["x" * 10_000])
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 50_000
+    with pytest.raises(InvalidDataset, match="200 times as large"):
+        locate(tmp_path / "a.parquet", cache)
+    assert not list(cache.root.glob("rows-*"))
 
 
 def test_bombs_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from modelkit.errors import InvalidDataset, Problem
 JSONL = (".jsonl", ".ndjson")
 TEXT = (".txt", ".text")
 BATCH_ROWS = 256
+# So many times as large as its sources, or so large at least, a converted file may be; a bomb would fill the disk.
+MAX_GROWTH, FREE_BYTES = 200, 1 << 30
 VERSION = 1  # of what is written; another one makes converted files new
 
 
@@ -32,7 +34,8 @@ def convert(sources: list[Path], target: Path) -> None:
     """
     segments: list[origins.Segment] = []
     next_line = 1
-    with target.open("wb") as file:
+    with target.open("wb") as opened:
+        file: Any = _Bounded(opened, sources)
         for source in sources:
             unit, append = ("line", _copy) if is_jsonl(source) else WRITERS[source.suffix.lower()]
             segments.append(origins.Segment(next_line, source.name, unit))
@@ -42,6 +45,22 @@ def convert(sources: list[Path], target: Path) -> None:
                 message = f"{source.name} is not UTF-8 text ({error.reason}); save it as UTF-8"
                 raise InvalidDataset(Problem("dataset", message), reason="NOT_UTF8") from error
     origins.note(target, segments)
+
+
+class _Bounded:
+    """A file that takes as many bytes as may come of its sources."""
+
+    def __init__(self, file: BinaryIO, sources: list[Path]) -> None:
+        self._file = file
+        self._left = max(FREE_BYTES, MAX_GROWTH * sum(source.stat().st_size for source in sources))
+
+    def write(self, data: bytes) -> None:
+        """Raises InvalidDataset when there is no end to it."""
+        self._left -= len(data)
+        if self._left < 0:
+            message = f"its rows are more than {MAX_GROWTH} times as large as its files; convert it to JSON Lines"
+            raise InvalidDataset(Problem("dataset", message), reason="UNREADABLE_FILE")
+        self._file.write(data)
 
 
 def _copy(source: Path, file: BinaryIO) -> int:
