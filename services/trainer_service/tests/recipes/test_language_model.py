@@ -1,6 +1,7 @@
 """Supervised fine-tuning of a language model, full and LoRA (F24, F25, F30, F33, T15, C38, C39, C40)."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -362,11 +363,13 @@ def test_a_checkpoint_of_another_kind_is_refused(jobs: JobFactory, tmp_path: Pat
         run(jobs(resume_from=str(tmp_path)))
 
 
-def test_pickles_in_a_checkpoint_are_refused_unread(jobs: JobFactory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rng_state.pt", "optimizer.pt", "scheduler.pt", "scaler.pt"])
+def test_pickles_in_a_checkpoint_are_refused_unread(jobs: JobFactory, tmp_path: Path, name: str) -> None:
+    """Fault 40."""
     checkpoint = Path(run(jobs(training=SAVING)).of("checkpoint")[0]["path"])
     trap = f"open({str(tmp_path / 'ran')!r}, 'w')"
-    (checkpoint / "rng_state.pt").write_bytes(b"cbuiltins\nexec\n(V" + trap.encode() + b"\ntR.")
-    with pytest.raises(CheckpointUnusable, match=r"rng_state\.pt cannot be used"):
+    (checkpoint / name).write_bytes(b"cbuiltins\nexec\n(V" + trap.encode() + b"\ntR.")
+    with pytest.raises(CheckpointUnusable, match=rf"{re.escape(name)} cannot be used"):
         run(jobs(resume_from=str(checkpoint)))
     assert not (tmp_path / "ran").exists()
 

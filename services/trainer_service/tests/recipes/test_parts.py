@@ -18,7 +18,7 @@ from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.failures import describe
-from trainer_service.recipes.precision import choose
+from trainer_service.recipes.precision import allow_tf32, choose
 from trainer_service.recipes.prefetch import prefetch
 
 
@@ -81,6 +81,7 @@ def test_warm_up_steps_win_over_a_share() -> None:
         ({"bf16": True}, True, "float32", torch.bfloat16, torch.bfloat16),
         ({"bf16": True}, False, "bfloat16", torch.float32, torch.bfloat16),
         ({"fp16": True}, True, "float16", torch.float32, torch.float32),
+        ({"tf32": True}, True, "float16", torch.float32, torch.float32),
     ],
 )
 def test_number_formats_on_a_cpu(
@@ -88,7 +89,44 @@ def test_number_formats_on_a_cpu(
 ) -> None:
     formats = choose(Training(**wish), torch.device("cpu"), frozen=frozen, stored=stored)
     assert (formats.weights, formats.compute) == (weights, compute)
-    assert bool(formats.notes) == ("fp16" in wish)
+    assert bool(formats.notes) == bool({"fp16", "tf32"} & wish.keys())
+
+
+@pytest.mark.parametrize(
+    ("wish", "frozen", "stored", "weights", "compute", "note"),
+    [
+        ({"fp16": True}, False, "bfloat16", torch.float32, torch.float16, ""),
+        ({"bf16": True}, True, "float32", torch.float16, torch.float16, "no bfloat16"),
+        ({}, True, "bfloat16", torch.bfloat16, torch.bfloat16, "stay in bfloat16"),
+        ({"tf32": True}, False, "float32", torch.float32, torch.float32, ""),
+    ],
+)
+def test_number_formats_on_a_gpu_without_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+    wish: dict[str, bool],
+    frozen: bool,
+    stored: str,
+    weights: torch.dtype,
+    compute: torch.dtype,
+    note: str,
+) -> None:
+    """C22, M31: the loss is scaled where gradients would vanish."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    formats = choose(Training(**wish), torch.device("cuda"), frozen=frozen, stored=stored)
+    assert (formats.weights, formats.compute, formats.scales) == (weights, compute, compute == torch.float16)
+    assert bool(formats.notes) == bool(note)
+    assert note in "".join(formats.notes)
+
+
+def test_tf32_is_for_those_who_ask_for_it() -> None:
+    """M31."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        for wish, found in ((True, "high"), (False, "highest")):
+            allow_tf32(Training(tf32=wish))
+            assert torch.get_float32_matmul_precision() == found
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def out_of_memory() -> None:
