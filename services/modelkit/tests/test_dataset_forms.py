@@ -423,6 +423,14 @@ def test_large_files_are_looked_up(tmp_path: Path, cache: DataCache) -> None:
     assert validate(DatasetFiles(path), cache).rows == 3001
 
 
+def test_a_file_whose_time_was_set_back_is_read_again(tmp_path: Path, cache: DataCache) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"instruction": "q" * 400, "output": "a"}] * 3000)
+    before, times = validate(DatasetFiles(path), cache).train, path.stat()
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert validate(DatasetFiles(path), cache).train.sha256 != before.sha256
+
+
 def test_a_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
     cache = DataCache(tmp_path / "cache", limit_bytes=2500)
 

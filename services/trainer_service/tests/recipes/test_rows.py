@@ -1,6 +1,7 @@
 """Rows of a job: found again in the cache, cut into windows, split, and learnt in every objective."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from modelkit.chat import Encoded
-from modelkit.datasets import DataCache
+from modelkit.datasets import DataCache, FileReport, scan
 from modelkit.tokenised import TokenFile
 from services.trainer_service.tests.recipes.conftest import CPU, JobFactory, Recorder, run
 from tests.support.waiting import wait_until
@@ -34,7 +35,29 @@ class CountingEncoder:
 
 def rows_in(cache: DataCache) -> tuple[EncodedRows, CountingEncoder]:
     encoder = CountingEncoder()
-    return EncodedRows(list(range(600)), encoder, Store(cache, "tokens")), encoder
+    return EncodedRows(list(range(600)), encoder, Store(cache, "tokens", report_in(cache))), encoder
+
+
+def report_in(cache: DataCache) -> FileReport:
+    """Of a file beside the cache."""
+    folder = next(parent for parent in cache.root.parents if parent.is_dir())
+    path = folder / f"{cache.root.name}.jsonl"
+    if not path.exists():
+        path.write_text('{"prompt": "q", "response": "a"}\n')
+    return scan(path)
+
+
+def test_rows_of_a_file_that_was_changed_are_not_kept_for_others(tmp_path: Path) -> None:
+    """They would be found by the content that the file had when it was checked, which may be another user's too."""
+    cache = DataCache(tmp_path / "cache")
+    rows, _ = rows_in(cache)
+    source = tmp_path / "cache.jsonl"
+    times = source.stat()
+    source.write_text(source.read_text().replace("a", "b"))
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ValueError, match="was changed"):
+        rows.fill()
+    assert cache.find("tokens") is None
 
 
 def test_rows_are_tokenised_once_and_then_found(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What a pass over a file found, kept for as long as the file does not change: a large file is read once."""
 
+import contextlib
 import dataclasses
 import hashlib
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import orjson
 from modelkit.datasets.cache import DataCache
 from modelkit.datasets.formats import Reading
 from modelkit.datasets.jsonl import FileReport, scan
+from modelkit.datasets.lines import read_lines
 from modelkit.datasets.problems import DatasetProblem
 
 VERSION = 1
@@ -19,10 +22,25 @@ META = "report.json"
 ARRAYS = ("offsets", "lengths", "lines")
 
 
-def stamp(path: Path) -> tuple[str, int, int, int]:
-    """Identity of a file's content without reading it: path, size, time of change in nanoseconds, inode."""
+def stamp(path: Path) -> tuple[str, int, int, int, int]:
+    """Identity of a file's content without reading it: path, size, times of change in nanoseconds, inode.
+
+    The second time is that of the inode's change, which nobody can set back.
+    """
     status = path.stat()
-    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+@contextlib.contextmanager
+def unchanged(report: FileReport) -> Iterator[None]:
+    """Raises ValueError when a file, as it was within, is not what the check has seen; OSError."""
+    before = stamp(report.path)
+    yield
+    digest = hashlib.sha256()
+    for _ in read_lines(report.path, see=digest.update):
+        pass
+    if digest.hexdigest() != report.sha256 or stamp(report.path) != before:
+        raise ValueError(f"{report.path} was changed while it was read; start again when it is complete")
 
 
 def key_of(*parts: object) -> str:

@@ -68,4 +68,4 @@ class Encoding:
             return None
         tokenizer = tokenizer_sha256(self.job.tokenizer_dir or self.job.model_dir)
         name = key_of(VERSION, report.sha256, report.reading, tokenizer, self.encoder.identity, len(dataset))
-        return Store(self.cache, f"tokens-{name}")
+        return Store(self.cache, f"tokens-{name}", report)

@@ -3,8 +3,9 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from modelkit.chat import ChatEncoder, Encoded
 from modelkit.datasets import DataCache, DatasetReport, FileReport, JsonlDataset
+from modelkit.datasets.index import unchanged
 from modelkit.encoded import RowEncoder
 from modelkit.errors import InvalidDataset, ModelkitError, Problem
 from modelkit.template_fit import template_problems
@@ -41,15 +43,28 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The entry of a cache in which tokenised rows are kept, named after everything that they depend on."""
+    """The entry of a cache in which tokenised rows are kept, named after everything that they depend on.
+
+    Others find it by the content of report's file, so nothing is kept that was read from another content.
+    """
 
     cache: DataCache
     name: str
+    report: FileReport
 
     def open(self) -> TokenFile | None:
         """The rows, when they are there."""
         entry = self.cache.find(self.name)
         return TokenFile(entry) if entry else None
+
+    def fill(self, blocks: Iterable[Sequence[Encoded]]) -> None:
+        """Keeps rows, unless they are there. Raises ValueError when the file was changed, OSError."""
+
+        def write(folder: Path) -> None:
+            with unchanged(self.report):
+                write_rows(folder, blocks)
+
+        self.cache.get(self.name, write)
 
 
 class EncodedRows:
@@ -118,7 +133,7 @@ class EncodedRows:
     def fill(self) -> TokenFile | None:
         """Tokenises and stores every row, unless that was done before; None without a store. Raises as get does."""
         if self._store is not None and self._file is None:
-            self._store.cache.get(self._store.name, lambda folder: write_rows(folder, self.blocks(self._say)))
+            self._store.fill(self.blocks(self._say))
             self._file = self._store.open()
             self._known = {}
         return self._file
