@@ -158,18 +158,17 @@ def test_a_scaled_loss_takes_the_same_steps_and_leaves_out_those_that_overflow()
     """C22: what float16 needs, on a processor."""
     training = Training(optim="sgd", learning_rate=1e-2, lr_scheduler_type="constant")
     half = Precision(torch.float32, torch.float16, torch.float32)
-    curves, models = [], []
+    curves = []
     for formats in (FLOAT32, half):
         model = small_model()
-        curves.append(train(model, Optimisation(model, training, formats, CPU, total_steps=8), 8))
-        models.append(model)
+        optimisation = Optimisation(model, training, formats, CPU, total_steps=9)
+        curves.append(train(model, optimisation, 8))
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
-    before = [weight.clone() for weight in models[1].parameters()]
-    optimisation = Optimisation(models[1], training, half, CPU, total_steps=8)
-    optimisation.backward(models[1](torch.ones(2, 8)).sum() * torch.inf)
+    before = [weight.clone() for weight in model.parameters()]
+    optimisation.backward(model(torch.ones(2, 8)).sum() * torch.inf)
     norm, _ = optimisation.step()
     assert not torch.isfinite(norm)
-    assert all(torch.equal(now, then) for now, then in zip(models[1].parameters(), before, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
