@@ -274,6 +274,20 @@ async def test_output_directories(
     assert bool(problems) == bool(words)
 
 
+def test_an_output_below_a_read_only_directory_is_refused(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 28, at submit; whoever runs the tests may be allowed to write everywhere."""
+    closed, access = tmp_path / "data" / "closed", os.access
+    closed.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and access(path, mode))
+    roots = AllowedRoots([tmp_path / "data"])
+    checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")))
+    spec = make_spec({}, output_dir=str(closed / "new" / "model"))
+    (problem,) = checks.check(spec_pb2.TaskSpec(finetune=spec)).problems
+    assert (problem.field, problem.message) == ("finetune.output_dir", f"{closed} cannot be written to")
+
+
 @pytest.mark.parametrize("cpu_fallback", [False, True])
 def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallback: bool) -> None:
     roots = AllowedRoots([tmp_path / "data"])
