@@ -1,7 +1,9 @@
 """Checkpoints are copied in memory and written beside training: whole or not at all, one at a time (faults 25)."""
 
 import errno
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from modelkit.scratch import FAMILIES
+from tests.support.waiting import wait_until
 from trainer_service.recipes import saving, snapshots
 from trainer_service.recipes.background import Background
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.failures import describe
+from trainer_service.recipes.identity import origin_of
 from trainer_service.recipes.language_model import train
-from trainer_service.recipes.saving import CheckpointWriter
+from trainer_service.recipes.saving import CheckpointWriter, read_state
 from trainer_service.recipes.snapshots import Snapshots, size_of
 from trainer_service.recipes.stopping import StopRequest
 
@@ -96,6 +100,21 @@ def test_training_goes_on_while_a_checkpoint_is_written(jobs: JobFactory, monkey
     ours, theirs = (load_file(one.checkpoints / "checkpoint-2" / "adapter_model.safetensors") for one in (job, alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert len(events.curve("checkpoint_stall_seconds")) == 2
+
+
+def test_a_checkpoint_needs_no_data_file_any_more(jobs: JobFactory, tmp_path: Path) -> None:
+    """Converted and uploaded data lies in a cache, from which it may be removed while a long task trains."""
+    job = jobs(training={**SAVING, "max_steps": 2})
+    job = replace(job, train_file=Path(shutil.copy(job.train_file, tmp_path / "mine.jsonl")))
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["type"] == "progress" and event["step"] == 1:
+            wait_until(lambda: not any(thread.name == "checkpoint" for thread in threading.enumerate()))
+            job.train_file.unlink()
+
+    before = origin_of(job)
+    run(job, watch)
+    assert read_state(job.checkpoints / "checkpoint-2")["origin"]["dataset_sha256"] == before["dataset_sha256"]
 
 
 def test_what_is_being_written_when_training_fails_is_brought_to_its_end(

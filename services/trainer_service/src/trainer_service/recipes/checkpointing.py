@@ -48,10 +48,13 @@ class Checkpoints:
         self._writer = CheckpointWriter(job.checkpoints, tokenizer, job.finetune.training)
         self._background = Background("checkpoint")
         self._snapshots = Snapshots()
-        self._origin: dict[str, Any] | None = None
+        self._origin: dict[str, Any] = {}
         self._saved_step = self._resumed_step = 0
 
     def __enter__(self) -> "Checkpoints":
+        """Notes beside training what it is made from: later the files may have changed, or left the cache."""
+        if self._world.leads:
+            self._background.start(lambda: self._origin.update(origin_of(self._job)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -100,8 +103,6 @@ class Checkpoints:
 
         def write() -> None:
             began = time.monotonic()
-            if self._origin is None:
-                self._origin = origin_of(self._job)
             path = self._writer.write(step, self._model, weights, states, state | {ORIGIN: self._origin})
             self._events.checkpoint(step=step, path=path, loss=loss)
             self._events.log(f"{path.name} was written in {time.monotonic() - began:.2f} s", level=DEBUG)
