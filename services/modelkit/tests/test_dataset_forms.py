@@ -412,6 +412,18 @@ def test_what_data_is_for_is_guessed(tmp_path: Path, row: Any, objective: str) -
     assert guess_objective(jsonl(tmp_path / "a.jsonl", [row]), ColumnNames()) == objective
 
 
+def test_what_lies_in_a_private_folder_is_not_told(tmp_path: Path, cache: DataCache) -> None:
+    """Fault 53: a directory that contains the platform's own names nobody's uploads."""
+    (tmp_path / "data" / "objects" / "of-somebody-else").mkdir(parents=True)
+    jsonl(tmp_path / "data" / "objects" / "of-somebody-else" / "secret.jsonl")
+    roots = AllowedRoots([tmp_path / "data"], private=[tmp_path / "data" / "objects"])
+    with pytest.raises(InvalidDataset) as caught:
+        locate(tmp_path / "data", cache, roots=roots)
+    assert "somebody" not in str(caught.value)
+    mine = jsonl(tmp_path / "data" / "mine.jsonl")
+    assert locate(tmp_path / "data", cache, roots=roots).train == mine
+
+
 def test_large_files_are_looked_up(tmp_path: Path, cache: DataCache) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"instruction": "q" * 400, "output": "a"}] * 3000)
     first, second = (validate(DatasetFiles(path), cache).train for _ in range(2))

@@ -112,7 +112,7 @@ def preview(files: DatasetFiles, rows: int = 5) -> list[Row]:
 
 def _splits(path: Path, cache: DataCache, roots: AllowedRoots | None, field: str) -> Splits:
     if path.is_dir():
-        return find_splits(path, field=field)
+        return find_splits(path, field=field, may_enter=roots.contains if roots else lambda _: True)
     if refusal := _refusal(path, roots):
         raise InvalidDataset(Problem(field, refusal))
     if not is_archive(path):

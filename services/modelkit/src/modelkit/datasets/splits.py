@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from modelkit.datasets.convert import JSONL, TEXT
@@ -24,19 +25,21 @@ MAX_FILES = 10_000
 Splits = dict[str, list[Path]]
 
 
-def find_splits(directory: Path, *, field: str) -> Splits:
+def find_splits(directory: Path, *, field: str, may_enter: Callable[[Path], bool] = lambda _: True) -> Splits:
     """The files of each split; there always are some to train on. Raises InvalidDataset.
 
     train.*, valid.* and test.* of any kind, else files whose name or folder says what they are for, else all files.
+    A folder that may not be entered is passed over, so that no message tells what is in it.
     """
     if train := _exact(directory, EXACT[TRAIN]):
         return {
             TRAIN: [train],
             **{split: [file] for split in (VALIDATION, TEST) if (file := _exact(directory, EXACT[split]))},
         }
-    files = _of_best_kind(list(_data_files(directory, MAX_DEPTH)))
-    if len(files) > MAX_FILES:
+    every = list(islice(_data_files(directory, MAX_DEPTH, may_enter), MAX_FILES + 1))
+    if len(every) > MAX_FILES:
         raise InvalidDataset(Problem(field, f"{directory} holds more than {MAX_FILES} data files"))
+    files = _of_best_kind(every)
     splits: Splits = {}
     for file in files:
         splits.setdefault(_split_of(file.relative_to(directory)), []).append(file)
@@ -56,13 +59,13 @@ def _exact(directory: Path, names: tuple[str, ...]) -> Path | None:
     return next((file for file in candidates if file.exists()), None)
 
 
-def _data_files(directory: Path, depth: int) -> Iterator[Path]:
+def _data_files(directory: Path, depth: int, may_enter: Callable[[Path], bool]) -> Iterator[Path]:
     for entry in sorted(os.scandir(directory), key=lambda item: item.name):
         if entry.name.startswith((".", "_")):
             continue
         if entry.is_dir(follow_symlinks=False):
-            if depth:
-                yield from _data_files(Path(entry.path), depth - 1)
+            if depth and may_enter(Path(entry.path)):
+                yield from _data_files(Path(entry.path), depth - 1, may_enter)
         elif entry.name.lower().endswith(SUFFIXES) and not NOT_DATA.match(entry.name):
             yield Path(entry.path)
 
