@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
+from servicekit.objects import directory_of
 from servicekit.settings import ServiceSettings
 
 
@@ -63,3 +64,8 @@ class TrainerSettings(ServiceSettings):
     def roots(self) -> tuple[Path, ...]:
         """Every directory beneath which users may name paths."""
         return (*self.allowed_roots, self.output_root)
+
+    def private(self) -> tuple[Path, ...]:
+        """What users may not name even there: working directories and objects hold what belongs to all of them."""
+        objects = directory_of(self.object_store_url)
+        return (*self.private_paths, self.work_dir, *((objects,) if objects else ()))

@@ -49,7 +49,7 @@ async def run(settings: TrainerSettings) -> None:
     bus = await EventBus.connect(
         settings.nats_url, name=worker_id, user=settings.nats_user, password=settings.nats_password_value()
     )
-    roots = AllowedRoots(settings.roots(), private=settings.private_paths)
+    roots = AllowedRoots(settings.roots(), private=settings.private())
     models = BaseModels(roots, conversions=settings.work_dir / CONVERTED)
     places = Places(settings.work_dir, settings.output_root, directory_of(settings.object_store_url))
     estimator = Estimator(places, Calibration(settings.calibration()))
