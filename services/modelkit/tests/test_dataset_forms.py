@@ -412,6 +412,14 @@ def test_what_data_is_for_is_guessed(tmp_path: Path, row: Any, objective: str) -
     assert guess_objective(jsonl(tmp_path / "a.jsonl", [row]), ColumnNames()) == objective
 
 
+def test_a_note_of_origins_that_is_none_is_passed_over(tmp_path: Path, cache: DataCache) -> None:
+    """An archive may bring its own."""
+    note = json.dumps([{"first": "1", "file": 5, "unit": "row"}]).encode()
+    archive = zipped(tmp_path / "a.zip", {"train.jsonl": b"{}\n", "train.jsonl.origin.json": note})
+    (problem,) = validate(locate(archive, cache)).problems
+    assert (problem.file, list(problem.first_lines)) == ("train.jsonl", [1])
+
+
 def test_what_lies_in_a_private_folder_is_not_told(tmp_path: Path, cache: DataCache) -> None:
     """Fault 53: a directory that contains the platform's own names nobody's uploads."""
     (tmp_path / "data" / "objects" / "of-somebody-else").mkdir(parents=True)

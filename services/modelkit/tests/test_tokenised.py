@@ -49,6 +49,8 @@ def test_a_text_has_the_number_of_its_class(tokenizer: Any) -> None:
     assert unknown.masked
     assert class_names(("10", "9", "-1")) == ("-1", "9", "10")
     assert class_names(("b", "10", "a")) == ("10", "a", "b")
+    assert class_names(("--1", "1")) == ("--1", "1")
+    assert class_names(("9" * 5000, "1")) == ("1", "9" * 5000)
 
 
 def test_prompts_are_learnt_too_when_asked(model: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Texts as token ids: every token is learnt, or the class of the whole."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from modelkit.datasets import LabelledText
 from modelkit.encoded import IGNORED, Encoded, encode_batch
+
+NUMBER = re.compile(r"-?\d{1,18}")
 
 
 class TextEncoder:
@@ -71,6 +74,6 @@ class ClassEncoder:
 
 def class_names(found: Sequence[str]) -> tuple[str, ...]:
     """The classes of a dataset in the order of their numbers: numbers by size, else texts by alphabet."""
-    if all(label.lstrip("-").isdecimal() for label in found):
+    if all(NUMBER.fullmatch(label) for label in found):
         return tuple(sorted(found, key=int))
     return tuple(sorted(found))

@@ -31,7 +31,7 @@ class Origins:
         """The origins that are noted beside a file."""
         try:
             noted = orjson.loads(path.with_name(path.name + SUFFIX).read_bytes())
-            return cls(path.name, tuple(Segment(**segment) for segment in noted))
+            return cls(path.name, tuple(_segment(**segment) for segment in noted))
         except (OSError, ValueError, TypeError):
             return cls(path.name)
 
@@ -44,6 +44,13 @@ class Origins:
         """File, unit and number of a line; line 0 is the file as a whole."""
         segment = self._segments[max(0, bisect_right(self._firsts, line) - 1)]
         return segment.file, segment.unit, line - segment.first + 1 if line else 0
+
+
+def _segment(first: Any, file: Any, unit: Any) -> Segment:
+    """A segment as it was noted, which an archive may pretend to have been. Raises TypeError for anything else."""
+    if not (isinstance(first, int) and isinstance(file, str) and isinstance(unit, str)):
+        raise TypeError("no segment")
+    return Segment(first, file, unit)
 
 
 def note(path: Path, segments: list[Segment]) -> None:
