@@ -300,6 +300,22 @@ def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallbac
     assert problems == ([] if accepted else ["finetune.devices.cuda_visible_devices"])
 
 
+async def test_a_tokenizer_may_not_lead_out_of_the_allowed_directories(
+    stub: Stub, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    """Fault 44: its chat template is saved with the model, so that a link would show any file."""
+    folder = tmp_path / "data" / "tokenizer"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    spec = make_spec({})
+    spec.language_model.tokenizer_path = str(folder)
+    assert "finetune.language_model.tokenizer_path" not in await check(stub, spec)
+    (folder / "chat_template.jinja").symlink_to("/etc/passwd")
+    (folder / "additional_chat_templates" / "tools.jinja").symlink_to("/etc/hosts")
+    found = await check(stub, spec)
+    assert found["finetune.language_model.tokenizer_path"].startswith("chat_template.jinja, tools.jinja: links")
+
+
 async def test_a_specification_is_checked_with_the_eyes_of_the_caller(
     stub: Stub, make_spec: MakeSpec, tmp_path: Path
 ) -> None:

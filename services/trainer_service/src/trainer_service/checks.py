@@ -19,6 +19,7 @@ from trainer_service.worker.output import may_be_written
 from tunesmith.task.v1 import spec_pb2
 
 TASK_PREFIX = "task:"
+MORE_TEMPLATES = "additional_chat_templates"  # where transformers looks for more of a tokenizer's templates
 
 
 @dataclass(slots=True)
@@ -167,6 +168,8 @@ class SpecChecks:
             return
         if not (checked.tokenizer_dir / "tokenizer.json").is_file():
             checked.refuse(name, f"{checked.tokenizer_dir} has no tokenizer.json; give the directory of a tokenizer")
+        elif leading_out := self._leading_out(checked.tokenizer_dir):
+            checked.refuse(name, leading_out)
 
     def _check_output(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, task_id: str) -> None:
         if not finetune.output_dir:
@@ -197,9 +200,15 @@ class SpecChecks:
             return
         if missing := missing_from(checkpoint):
             checked.refuse(name, f"{checkpoint} is no checkpoint to go on from: it has no {', no '.join(missing)}")
-        elif outside := [path.name for path in checkpoint.iterdir() if not self.roots.contains(path)]:
-            checked.refuse(name, f"{', '.join(sorted(outside))}: links that lead out of the allowed directories")
+        elif leading_out := self._leading_out(checkpoint):
+            checked.refuse(name, leading_out)
         checked.resume_from = checkpoint
+
+    def _leading_out(self, folder: Path) -> str:
+        """What is wrong with a directory whose files are links to what the user may not name; empty without such."""
+        read = [*folder.iterdir(), *folder.glob(f"{MORE_TEMPLATES}/*")]
+        outside = sorted(path.name for path in read if not self.roots.contains(path))
+        return f"{', '.join(outside)}: links that lead out of the allowed directories" if outside else ""
 
 
 def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
