@@ -376,6 +376,23 @@ def test_a_conversion_is_done_once_and_again_when_files_change(
     assert list((tmp_path / "converted").glob(".*")) == [fresh]
 
 
+def test_a_conversion_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, models: BaseModels, sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by its name for ever; a crash of the machine must not leave empty files under it."""
+    checkpoint(tmp_path / "root" / "chatglm3-6b", sentencepiece_model, configuration())
+    synced, fsync = set(), os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    target = models.ready(models.resolve("chatglm3-6b"))
+    staged = {path.name for path in synced if ".converting-" in str(path)}
+    assert {path.name for path in target.iterdir()} <= staged
+
+
 def spoil(directory: Path, **changes: Any) -> None:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | changes))

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from modelkit.chatglm.config import equivalent_config, generation
+from modelkit.datasets.cache import bring_to_disk
 from modelkit.errors import InvalidModel, Problem
 
 VERSION = 1  # of the conversion; another one converts anew
@@ -36,6 +37,7 @@ def convert(source: Path, cache: Path, *, sha256: str) -> Path:
     try:
         write(source, staging)
         staging.chmod(0o755)
+        bring_to_disk(staging)
         try:
             staging.rename(target)
         except OSError:

@@ -67,7 +67,7 @@ class DataCache:
 
     def add(self, name: str, folder: Path) -> Path:
         """Makes a directory from incoming() the entry of a name, unless there is one. Raises OSError."""
-        _bring_to_disk(folder)
+        bring_to_disk(folder)
         entry = self.root / name
         try:
             folder.rename(entry)
@@ -136,8 +136,11 @@ def _size(folder: Path) -> int:
     return sum(file.lstat().st_size for file in files)
 
 
-def _bring_to_disk(folder: Path) -> None:
-    """A crash of the machine leaves no entry with less in it than its name promises."""
+def bring_to_disk(folder: Path) -> None:
+    """Brings everything in a directory to disk, so that a crash of the machine leaves no less than its name promises.
+
+    Raises OSError.
+    """
     paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in (*names, ".")]
     if len(paths) > MANY_FILES:
         os.sync()
