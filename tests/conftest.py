@@ -15,6 +15,7 @@ SETTINGS = {
 WHOLE_PLATFORM = {"e2e", "faults"}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests that share the platform in one process, and gives them time for a training."""
     for item in items:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from servicekit import subjects
 from servicekit.bus import EventBus
-from servicekit.database import create_engine, read_session_factory, session_factory
+from servicekit.database import close_engine, create_engine, read_session_factory, session_factory
 from servicekit.errors import Unavailable
 from servicekit.outbox import Outbox, Relay, outbox_table
 from tests.support.nats import NatsServer
@@ -34,7 +34,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     async with made.begin() as connection:
         await connection.run_sync(metadata.create_all)
     yield made
-    await made.dispose()
+    await close_engine(made)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 from servicekit import subjects
 from servicekit.bus import EventBus, Message, PullConsumer
-from servicekit.database import create_engine
+from servicekit.database import close_engine, create_engine
 from servicekit.errors import Problem
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
@@ -312,4 +312,4 @@ async def running_service(directory: Path, database_url: str, nats_url: str, **s
     finally:
         await bus.close()
         await objects.close()
-        await engine.dispose()
+        await close_engine(engine)

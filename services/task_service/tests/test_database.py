@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from servicekit.database import create_engine
+from servicekit.database import close_engine, create_engine
 from task_service.database.access import Database
 from task_service.database.models import LeaseRow
 from task_service.database.schema import migrate
@@ -41,4 +41,4 @@ async def test_a_cancelled_caller_holds_nothing_up(database_url: str, kind: str)
                 await database.transaction(write)
         await asyncio.gather(*(read(database) for _ in range(4)))
     assert engine.pool.checkedout() == 0
-    await engine.dispose()
+    await close_engine(engine)

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SQLITE_BUSY_SECONDS = 15
+ABANDONED_SECONDS = 5.0
 
 _abandoned: set[asyncio.Task[Any]] = set()
 
@@ -86,6 +87,13 @@ async def to_its_end(transaction: Coroutine[Any, Any, T]) -> T:
         _abandoned.add(running)
         running.add_done_callback(_abandoned_one_ended)
         raise
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Closes the connections, once the transactions have ended whose callers have gone."""
+    if _abandoned:
+        await asyncio.wait(_abandoned, timeout=ABANDONED_SECONDS)
+    await engine.dispose()
 
 
 def _abandoned_one_ended(task: asyncio.Task[Any]) -> None:

@@ -8,7 +8,7 @@ import grpc
 
 from servicekit import telemetry
 from servicekit.bus import EventBus
-from servicekit.database import create_engine
+from servicekit.database import close_engine, create_engine
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import Servicer, running_server
 from servicekit.objects import ObjectStore, open_object_store
@@ -168,5 +168,5 @@ async def run(settings: TaskServiceSettings) -> None:
             await channel.close()
         await bus.close()
         await objects.close()
-        await engine.dispose()
+        await close_engine(engine)
         telemetry.shutdown()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from servicekit.bus import EventBus
-from servicekit.database import create_engine
+from servicekit.database import close_engine, create_engine
 from servicekit.objects import ObjectStore, open_object_store
 from services.task_service.tests.streams.world import OWNER, World
 from task_service.database.access import Database
@@ -20,7 +20,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     yield Database(engine)
-    await engine.dispose()
+    await close_engine(engine)
 
 
 @pytest.fixture
