@@ -384,7 +384,7 @@ def test_a_conversion_is_on_disk_before_it_has_its_name(
     synced, fsync = set(), os.fsync
 
     def note(descriptor: int) -> None:
-        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
