@@ -175,6 +175,7 @@ async def test_a_token_in_the_address_is_not_taken_and_not_logged(
     [
         ("https://evil.example", False),
         ("null", False),
+        ("http://[", False),
         ("https://ui.example", True),
         ("http://127.0.0.1:{port}", True),
         ("http://localhost:{port}", False),

@@ -43,7 +43,15 @@ class Handshake:
     def _require_own_site(self, request: Request) -> None:
         """Pages of other sites must be named in the settings; programs send no origin."""
         origin = request.header(b"origin")
-        own = urlsplit(origin).netloc.lower() == request.header(b"host").lower()
+        own = _host_of(origin) == request.header(b"host").lower()
         if origin and not own and origin not in self.origins and "*" not in self.origins:
             message = f"pages of {origin} may not connect; TUNESMITH_CORS_ORIGINS names those that may"
             raise PermissionDenied(message, reason="ORIGIN_NOT_ALLOWED")
+
+
+def _host_of(origin: str) -> str:
+    """Host and port of an origin, empty when it has none that could be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
