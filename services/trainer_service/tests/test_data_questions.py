@@ -1,5 +1,6 @@
 """What only a tokenizer can say of data: reports, and trainings that could learn nothing, found at submit."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,14 +11,15 @@ import pytest_asyncio
 
 from modelkit import scratch
 from modelkit.base_models import BaseModels
-from modelkit.datasets import DataCache
+from modelkit.datasets import DataCache, DatasetFiles
 from modelkit.paths import AllowedRoots
-from servicekit.errors import InvalidArgument
+from servicekit.errors import InvalidArgument, Unavailable
 from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
 from trainer_service.dataset_answers import reported
 from trainer_service.datasets import DatasetChecks, reading_of
 from trainer_service.fork_launcher import ForkLauncher, running_launcher
+from trainer_service.launcher import LaunchError
 from trainer_service.setup import PRELOAD
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
@@ -37,6 +39,32 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def launcher() -> AsyncIterator[ForkLauncher]:
     async with running_launcher(preload=PRELOAD, entry="trainer_service.data_answers:run") as launcher:
         yield launcher
+
+
+class CountingLauncher(ForkLauncher):
+    """Counts the children that are there at once; none of them answers."""
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    async def start(self, *_: Any, **__: Any) -> Any:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        raise LaunchError("no child")
+
+
+async def test_only_a_few_children_look_at_data_at_once(tmp_path: Path) -> None:
+    """Fault 56: a flood of questions waits."""
+    (tmp_path / "train.jsonl").write_text("{}")
+    launcher = CountingLauncher()
+    questions, files = DataQuestions(launcher), DatasetFiles(tmp_path / "train.jsonl")
+    request = trainer.ReportDatasetRequest()
+    asked = [questions.report(request, files, None, tmp_path / "cache") for _ in range(20)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    assert 1 < launcher.most <= 4
 
 
 class Desk:

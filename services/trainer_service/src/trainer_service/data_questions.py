@@ -30,14 +30,16 @@ REPORT_SECONDS, TOKEN_SECONDS = 55.0, 20.0
 CHECK_SECONDS, LOOK_SECONDS = 15.0, 5.0
 DEFAULT_LENGTH, DEFAULT_PREVIEW = 512, 3
 REMEMBERED = 1024
+MOST_CHILDREN = 4  # each holds a tokenizer and a dataset's index
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")  # of a model directory, all but its weights
 
 
 class DataQuestions:
-    """Asks children."""
+    """Asks children, a few at a time."""
 
     def __init__(self, launcher: ForkLauncher) -> None:
         self._launcher = launcher
+        self._places = asyncio.Semaphore(MOST_CHILDREN)
         self._sound: OrderedDict[str, None] = OrderedDict()  # questions in whose data nothing was found
 
     async def report(
@@ -90,6 +92,10 @@ class DataQuestions:
         return []
 
     async def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        async with self._places:
+            return await self._ask_child(question)
+
+    async def _ask_child(self, question: Mapping[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tunesmith-data-") as name:
             folder = Path(name)
             (folder / QUESTION).write_text(json.dumps(question))
