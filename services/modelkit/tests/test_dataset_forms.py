@@ -220,6 +220,27 @@ def test_a_list_of_too_many_members_is_not_read(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("blocks", [20_000, 1])
+def test_a_header_that_goes_on_and_on_is_refused(tmp_path: Path, blocks: int) -> None:
+    """Fault 45: a map of the holes of a sparse file has no end; or it ends in the middle."""
+    info = tarfile.TarInfo("train.jsonl")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header, hole = bytearray(info.tobuf(tarfile.GNU_FORMAT)), b"%011o\0%011o\0" % (1, 1)
+    header[386:482], header[482], header[483:495] = hole * 4, 1, hole[:12]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(bytes(header) + (hole * 21 + b"\1").ljust(512, b"\0") * blocks)
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidDataset, match=r"header that is too large|cannot be unpacked"):
+            unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_members_that_are_passed_over_are_counted(tmp_path: Path) -> None:
     """Fault 45: their list is kept in memory too."""
     members = {f"__MACOSX/{number}": b"" for number in range(5)}

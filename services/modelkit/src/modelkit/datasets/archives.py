@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import math
 import stat
 import tarfile
 import zipfile
@@ -19,6 +20,7 @@ TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 GZIP = (".gz",)
 COPY_BYTES = 1 << 20
 MAX_READ_BYTES = 4 << 20
+MAX_HEADER_READS = 1000
 MAX_ENTRY_BYTES = 1024
 MACOS = "__MACOSX/"
 # Python unpacks these piece by piece; of others a few bytes may become gigabytes of memory at once.
@@ -68,7 +70,7 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
         kind(archive, writer)
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise InvalidDataset(Problem("dataset", f"{archive.name} cannot be unpacked: {error}")) from error
-    except (NotImplementedError, RuntimeError) as error:  # encrypted, or packed in a way that Python does not know
+    except (NotImplementedError, RuntimeError, IndexError, OverflowError) as error:  # encrypted, unknown, or nonsense
         raise InvalidDataset(Problem("dataset", f"{archive.name} cannot be unpacked: {error}")) from error
 
 
@@ -146,8 +148,9 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
     opener: Any = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(suffix, open)
     with opener(archive, "rb") as stream:
         reads: Any = _SmallReads(stream, MAX_READ_BYTES, writer.refusal("holds a header that is too large"))
+        reads.left = MAX_HEADER_READS
         opened = tarfile.open(fileobj=reads, mode="r:")  # noqa: SIM115 - it owns nothing, the stream is closed
-        for member in opened:
+        while member := _next_member(opened, reads):
             writer.count()
             if member.name.startswith(MACOS) or member.isdir():
                 continue
@@ -159,17 +162,30 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
             _write_new(writer, member.name, source)
 
 
+def _next_member(opened: tarfile.TarFile, reads: "_SmallReads") -> tarfile.TarInfo | None:
+    """The next member; one whose header goes on and on is refused, because tarfile keeps all of it."""
+    reads.left = MAX_HEADER_READS
+    member = opened.next()
+    reads.left = math.inf
+    return member
+
+
 class _SmallReads:
-    """A stream from which a header or a list of members of any size cannot be taken into memory."""
+    """A stream from which a header or a list of members of any size cannot be taken into memory.
+
+    left is how many more reads are let through.
+    """
 
     def __init__(self, stream: Any, most: int, refusal: UnsafeArchive) -> None:
         self._stream, self._most, self._refusal = stream, most, refusal
+        self.left = math.inf
         self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
 
     def read(self, size: int = -1) -> bytes:
         """At most as many bytes as are let through."""
         data: bytes = b"" if size > self._most else self._stream.read(size if size >= 0 else self._most + 1)
-        if max(size, len(data)) > self._most:
+        self.left -= 1
+        if max(size, len(data)) > self._most or self.left < 0:
             raise self._refusal
         return data
 
