@@ -86,7 +86,8 @@ async def test_f12_defaults(gateway: Any) -> None:
     assert model.max_seq_length == 512
     assert model.method == spec_pb2.METHOD_LORA
     assert (model.lora.r, model.lora.alpha, model.lora.dropout) == (8, 16, 0.05)
-    assert len(request.default_fields) == 12
+    assert (training.eval_strategy, training.eval_steps) == (spec_pb2.INTERVAL_STRATEGY_AUTO, 500)
+    assert len(request.default_fields) == 14
     assert not training.HasField("weight_decay"), "what the document does not name is the platform's business"
 
 

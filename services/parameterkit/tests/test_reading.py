@@ -170,7 +170,10 @@ def test_evaluations_follow_from_what_asks_for_them() -> None:
     steps = spec_pb2.INTERVAL_STRATEGY_STEPS
     assert read({"eval_steps": 5}, "finetuning").spec.training.eval_strategy == steps
     assert read({"eval_ratio": 0.1}, "training").spec.training.eval_strategy == steps
-    assert not read({"eval_steps": 5}, "training").spec.training.HasField("eval_strategy")
+    for surface in ("training", "llm_finetuning", "llm_finetuning_qlora", "finetuning"):
+        assert read({}, surface).spec.training.eval_strategy == spec_pb2.INTERVAL_STRATEGY_AUTO
+    assert read({"eval_strategy": "no"}, "finetuning").spec.training.eval_strategy == spec_pb2.INTERVAL_STRATEGY_NO
+    assert read({"save_strategy": "auto"}, "finetuning").problems
     assert read({"eval_steps": 5}, "studio").spec.training.eval_strategy == spec_pb2.INTERVAL_STRATEGY_NO
 
 

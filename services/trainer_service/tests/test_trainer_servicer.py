@@ -217,6 +217,14 @@ async def test_a_sound_specification_has_no_problems(stub: Stub, make_spec: Make
     assert await check(stub, make_spec({}, output_dir=str(tmp_path / "data" / "hollow"))) == {}
 
 
+async def test_early_stopping_needs_rows_to_look_at(stub: Stub, make_spec: MakeSpec) -> None:
+    """Evaluations where there are validation rows are nothing to stop by where there are none."""
+    spec = make_spec({}, training=spec_pb2.TrainingParameters(eval_strategy=spec_pb2.INTERVAL_STRATEGY_AUTO))
+    assert not await check(stub, spec)
+    spec.training.early_stopping_patience = 2
+    assert set(await check(stub, spec)) == {"finetune.training.eval_strategy"}
+
+
 async def test_a_model_without_a_tokenizer_takes_another(stub: Stub, make_spec: MakeSpec, model: Path) -> None:
     """M28: the directory's own tokenizer is optional."""
     spec = make_spec({})

@@ -68,6 +68,7 @@ _LORA = {
     "per_device_train_batch_size": 4,
     "learning_rate": 2e-4,
     "gradient_accumulation_steps": 4,
+    "eval_strategy": "auto",
     "eval_steps": 100,
     "save_steps": 100,
     "max_seq_length": 512,
@@ -133,6 +134,7 @@ SURFACES: Mapping[str, Surface] = MappingProxyType(
                 "warmup_steps": 100,
                 "weight_decay": 0.01,
                 "gradient_accumulation_steps": 1,
+                "eval_strategy": "auto",
                 "eval_steps": 500,
                 "save_steps": 500,
                 "fp16": True,
@@ -165,6 +167,8 @@ SURFACES: Mapping[str, Surface] = MappingProxyType(
                 "warmup_steps": 100,
                 "logging_steps": 10,
                 "save_steps": 500,
+                "eval_strategy": "auto",
+                "eval_steps": 500,
                 "max_seq_length": 512,
                 # The document recommends LoRA. No modules are named, because their names differ between the families
                 # that it supports (q_proj in LLaMA and Qwen, query_key_value in ChatGLM): every linear layer gets one.

@@ -149,11 +149,7 @@ class SpecChecks:
         except ModelkitError as error:
             if not report.problems:
                 checked.refuse(name, error.problems[0].message)
-        evaluates = finetune.training.eval_strategy in (
-            spec_pb2.INTERVAL_STRATEGY_STEPS,
-            spec_pb2.INTERVAL_STRATEGY_EPOCH,
-        )
-        if evaluates and files.validation is None and not parameters.eval_ratio:
+        if _needs_evaluations(finetune.training) and files.validation is None and not parameters.eval_ratio:
             message = "there is nothing to evaluate on: give validation data, or an eval_ratio above 0"
             checked.refuse("finetune.training.eval_strategy", message)
 
@@ -209,6 +205,13 @@ class SpecChecks:
         read = [*folder.iterdir(), *folder.glob(f"{MORE_TEMPLATES}/*")]
         outside = sorted(path.name for path in read if not self.roots.contains(path))
         return f"{', '.join(outside)}: links that lead out of the allowed directories" if outside else ""
+
+
+def _needs_evaluations(training: spec_pb2.TrainingParameters) -> bool:
+    """Whether a training asks for validation rows, or would not end or slow down as it should without them."""
+    if training.eval_strategy == spec_pb2.INTERVAL_STRATEGY_AUTO:
+        return training.early_stopping_patience > 0 or training.lr_scheduler_type == "reduce_lr_on_plateau"
+    return training.eval_strategy in (spec_pb2.INTERVAL_STRATEGY_STEPS, spec_pb2.INTERVAL_STRATEGY_EPOCH)
 
 
 def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:

@@ -244,6 +244,15 @@ def test_evaluation_without_validation_rows_is_left_out_with_a_word(jobs: JobFac
     assert "no validation rows" in events.text()
 
 
+def test_validation_rows_are_used_when_there_are_some(jobs: JobFactory, dataset: Path) -> None:
+    """F25, F32: what the documented surfaces fill in where their caller says nothing of evaluations."""
+    training = {"eval_strategy": "AUTO", "eval_steps": 2}
+    assert 2 in run(jobs(validation_file=str(dataset), training=training)).curve("eval_loss")
+    without = run(jobs(training=training))
+    assert not without.curve("eval_loss")
+    assert "validation rows" not in without.text()
+
+
 def test_validation_rows_that_nobody_asks_for_are_told_of(jobs: JobFactory, dataset: Path) -> None:
     """F25: a valid.jsonl without an evaluation strategy."""
     events = run(jobs(validation_file=str(dataset)))

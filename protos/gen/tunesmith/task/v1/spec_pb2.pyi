@@ -84,6 +84,8 @@ class _IntervalStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inte
     """Every so many optimiser steps."""
     INTERVAL_STRATEGY_EPOCH: _IntervalStrategy.ValueType  # 3
     """At the end of each epoch."""
+    INTERVAL_STRATEGY_AUTO: _IntervalStrategy.ValueType  # 4
+    """Of evaluations only: as STEPS when there are validation rows, else never."""
 
 class IntervalStrategy(_IntervalStrategy, metaclass=_IntervalStrategyEnumTypeWrapper):
     """When something periodic happens."""
@@ -95,6 +97,8 @@ INTERVAL_STRATEGY_STEPS: IntervalStrategy.ValueType  # 2
 """Every so many optimiser steps."""
 INTERVAL_STRATEGY_EPOCH: IntervalStrategy.ValueType  # 3
 """At the end of each epoch."""
+INTERVAL_STRATEGY_AUTO: IntervalStrategy.ValueType  # 4
+"""Of evaluations only: as STEPS when there are validation rows, else never."""
 Global___IntervalStrategy: _TypeAlias = IntervalStrategy  # noqa: Y015
 
 class _WatchAction:

@@ -11,6 +11,7 @@ ROWS = (
     _save(
         name="save_strategy",
         path="training.save_strategy",
+        options=("no", "steps", "epoch"),
         default="steps",
         label_en="Save strategy",
         label_zh="保存策略",
@@ -52,7 +53,7 @@ ROWS = (
         aliases=("evaluation_strategy",),
         label_en="Evaluation strategy",
         label_zh="评估策略",
-        description_zh="训练中评估策略：steps/epoch/no",
+        description_zh="训练中评估策略：steps/epoch/no；auto 表示有验证数据时按步评估",
         advice_en="Watch the validation loss: when it rises while the training loss falls, the model overfits.",
         advice_zh="关注验证损失：训练损失下降而验证损失上升说明过拟合。",
     ),

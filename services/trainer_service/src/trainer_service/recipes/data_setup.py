@@ -81,7 +81,7 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
         pin_memory=training.dataloader_pin_memory and world.device.type == "cuda",
     )
     evaluates = training.eval_strategy != "NO" and len(parts.held_out) > 0
-    if training.eval_strategy != "NO" and not evaluates:
+    if training.eval_strategy not in ("NO", "AUTO") and not evaluates:
         events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
     elif len(parts.held_out) and not evaluates:
         events.log(
