@@ -165,6 +165,17 @@ async def test_validate_only_creates_nothing(service: Service, alice: Client) ->
         await alice.create(validate_only=True)
 
 
+async def test_what_both_services_refuse_is_told_once(service: Service, alice: Client) -> None:
+    spec = language_model_spec()
+    spec.finetune.dataset.dataset_id = "0" * 26
+    service.checker.found = [Problem("spec.finetune.dataset.dataset_id", "is nothing that this trainer can find")]
+    with pytest.raises(InvalidArgument) as caught:
+        await alice.create(spec=spec)
+    (problem,) = caught.value.problems
+    assert problem.field == "spec.finetune.dataset.dataset_id"
+    assert "trainer" not in problem.message
+
+
 def finetune(**fields: object) -> spec_pb2.TaskSpec:
     spec = language_model_spec()
     spec.finetune.ClearField("language_model")

@@ -224,6 +224,14 @@ def test_galore_keeps_small_moments() -> None:
     assert optimisation.parts["optimizer"].state[weight]["exp_avg"].shape == (160, low_rank_gradients.RANK)
 
 
+def test_galore_leaves_it_to_the_loop_to_notice_gradients_that_are_no_numbers() -> None:
+    model = nn.Linear(300, 200, bias=False)
+    optimisation = Optimisation(model, Training(optim="galore_adamw"), FLOAT32, CPU, total_steps=10)
+    optimisation.backward(model(torch.full((1, 300), math.nan)).sum())
+    norm, _ = optimisation.step()
+    assert math.isnan(norm)
+
+
 def test_schedule_free_weights_differ_from_those_in_training() -> None:
     model = small_model()
     optimisation = Optimisation(model, Training(optim="schedule_free_radam", learning_rate=0.1), FLOAT32, CPU,

@@ -107,7 +107,9 @@ class CreateTask:
             problems += await _dependency_problems(session, principal, request)
             problems += await dataset_problems(session, principal, spec)
         if self.checker is not None:
-            problems += await self.checker.problems(spec, identity)
+            known = {problem.field for problem in problems}
+            found = await self.checker.problems(spec, identity)
+            problems += [problem for problem in found if problem.field not in known]
         return problems
 
     async def _other_problems(

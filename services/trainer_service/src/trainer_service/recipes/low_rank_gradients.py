@@ -84,7 +84,8 @@ class LowRankGradients(torch.optim.Optimizer):
         gradient = weight.grad
         assert gradient is not None
         if weight not in self._projections or self._steps % REFRESH_STEPS == 0:
-            left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+            # Gradients that are no numbers stay so below, where the loop notices them.
+            left, _, right = torch.linalg.svd(gradient.float().nan_to_num(), full_matrices=False)
             leading = right[:rank].T if gradient.shape[0] >= gradient.shape[1] else left[:, :rank]
             self._projections[weight] = leading.to(gradient.dtype).contiguous()
         projection = self._projections[weight]
