@@ -151,8 +151,8 @@ class Workload:
 
     model: Path
     dataset: Path
-    steps: int = 60
-    save_steps: int = 5
+    steps: int = 160
+    save_steps: int = 8
 
     @classmethod
     def create(cls, directory: Path) -> "Workload":

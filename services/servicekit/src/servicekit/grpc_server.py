@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
@@ -35,6 +35,7 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 # The messages of a call that is cut off end like those of one that is whole; its cancellation comes right after.
 CUT_OFF_SECONDS = 0.05
+FINISH_SECONDS = 1.0
 ANONYMOUS = Principal("local", Role.ADMIN)
 
 if TYPE_CHECKING:
@@ -160,7 +161,9 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001  the one place where defects become statuses
-                await abort(context, as_status(method, error))
+                status = as_status(method, error)
+                await _let_finish(requests)
+                await abort(context, status)
 
         return call
 
@@ -177,6 +180,14 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 yield response
 
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+async def _let_finish(requests: AsyncIterator[Any]) -> None:
+    """Drops what a caller still sends, for a while: one that is cut short while it sends loses the status."""
+    with suppress(Exception):
+        async with asyncio.timeout(FINISH_SECONDS):
+            async for _ in requests:
+                pass
 
 
 def as_status(method: str, error: Exception) -> TunesmithError:
