@@ -197,6 +197,22 @@ async def test_a_cancelled_caller_ends(bus: EventBus, call: str) -> None:
         assert task.cancelled()
 
 
+async def test_a_release_that_is_cut_short_leaves_the_connection_alive(bus: EventBus) -> None:
+    """Whatever the moment, as when a caller goes away twice while its stream is being closed."""
+    for number in range(40):
+        consumer = workers(bus)
+        fetching = asyncio.create_task(consumer.fetch(1, 20))
+        await turns(20)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        releasing = asyncio.create_task(bus.release(consumer))
+        await turns(number)
+        releasing.cancel()
+        await asyncio.wait([releasing])
+        async with asyncio.timeout(3):
+            await bus.sequences(subjects.WORK)
+
+
 async def test_closing_gives_back_what_was_not_handed_out(bus: EventBus, nats_server: NatsServer) -> None:
     leaving = await EventBus.connect(nats_server.url, name="leaving")
     consumer = workers(leaving)

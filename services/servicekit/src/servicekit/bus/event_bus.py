@@ -37,11 +37,24 @@ INACTIVE_THRESHOLD_SECONDS = 60.0
 CREDENTIALS = re.compile(r"//[^/@]*@")
 
 
+class Connection(Client):
+    """A connection that outlives flushes which are given up.
+
+    nats-py stops reading, until the server is found dead half a minute later, when the answer to a ping comes after
+    whoever waited for it was cancelled or lost patience.
+    """
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+
 class EventBus:
     """A connection to NATS with the platform's streams."""
 
     def __init__(self) -> None:
-        self._client = Client()
+        self._client = Connection()
         self._consumers: set[PullConsumer] = set()
         self._last_error: Exception | None = None
         self._connection = asyncio.Event()
