@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -193,11 +194,17 @@ class Handler(BaseHTTPRequestHandler):
             case "half":
                 self._chunk(b'id: 99\ndata: {"half": ')
             case "hold":
-                state.hold.wait(30)
+                self._hold()
         if then in ("break", "half"):
             self._drop()
         else:
             self._chunk(b"")
+
+    def _hold(self) -> None:
+        """Stays quiet but for signs of life, which is also when a reader notices a signal that came just before it."""
+        with suppress(ConnectionError):
+            while not self.server_state.hold.wait(1):
+                self._chunk(b": alive\n\n")
 
     def _record(self, event: dict[str, Any]) -> None:
         """Makes what an event says true of its task."""
