@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from tunesmith.task.v1 import spec_pb2 as _spec_pb2
+from tunesmith.task.v1 import task_pb2 as _task_pb2
+from tunesmith.task.v1 import task_service_pb2 as _task_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,21 +33,35 @@ class Evaluation(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _builtins.int
     RECOMMENDED_STEP_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RECOMMENDATION_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Task that carries it out."""
     recommended_step: _builtins.int
     """Step of the checkpoint that is recommended; 0 when none."""
+    state: _task_pb2.State.ValueType
+    """Where its task stands."""
+    name: _builtins.str
+    """Name of its task."""
+    samples: _builtins.int
+    """Samples that were scored."""
     @_builtins.property
     def spec(self) -> _spec_pb2.EvaluateSpec:
         """What is scored."""
 
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointScores]:
-        """Scores by checkpoint."""
+        """Scores by checkpoint, base model first where it is scored; empty until the task is COMPLETED."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Created."""
+
+    @_builtins.property
+    def recommendation(self) -> Global___Recommendation:
+        """Why this checkpoint, or why none stands out."""
 
     def __init__(
         self,
@@ -55,14 +71,60 @@ class Evaluation(_message.Message):
         checkpoints: _abc.Iterable[Global___CheckpointScores] | None = ...,
         recommended_step: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        state: _task_pb2.State.ValueType = ...,
+        name: _builtins.str = ...,
+        recommendation: Global___Recommendation | None = ...,
+        samples: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "recommendation", b"recommendation", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "create_time", b"create_time", "recommended_step", b"recommended_step", "spec", b"spec", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "create_time", b"create_time", "name", b"name", "recommendation", b"recommendation", "recommended_step", b"recommended_step", "samples", b"samples", "spec", b"spec", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class Recommendation(_message.Message):
+    """What an evaluation advises."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DISTINGUISHABLE_FIELD_NUMBER: _builtins.int
+    EQUIVALENT_STEPS_FIELD_NUMBER: _builtins.int
+    WORSE_THAN_BASE_STEPS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Step of the checkpoint; 0 for none."""
+    distinguishable: _builtins.bool
+    """The best is better than the others beyond chance; otherwise the earliest of those that can't be told apart is named."""
+    text: _builtins.str
+    """The same in words."""
+    @_builtins.property
+    def equivalent_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps that can't be told apart from the best."""
+
+    @_builtins.property
+    def worse_than_base_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps that are worse than the base model beyond chance."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        distinguishable: _builtins.bool = ...,
+        equivalent_steps: _abc.Iterable[_builtins.int] | None = ...,
+        worse_than_base_steps: _abc.Iterable[_builtins.int] | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distinguishable", b"distinguishable", "equivalent_steps", b"equivalent_steps", "step", b"step", "text", b"text", "worse_than_base_steps", b"worse_than_base_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recommendation: _TypeAlias = Recommendation  # noqa: Y015
 
 @_typing.final
 class CheckpointScores(_message.Message):
@@ -92,25 +154,77 @@ class CheckpointScores(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """Step."""
+    """Step; 0 for the base model."""
+    base_model: _builtins.bool
+    """The base model without training."""
+    total: _builtins.float
+    """Weighted total, 0 to 1."""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Value by score."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreValue]:
+        """Value by score, each with its interval."""
 
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        base_model: _builtins.bool = ...,
+        values: _abc.Iterable[Global___ScoreValue] | None = ...,
+        total: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "scores", b"scores", "step", b"step", "total", b"total", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointScores: _TypeAlias = CheckpointScores  # noqa: Y015
+
+@_typing.final
+class ScoreValue(_message.Message):
+    """A score with its uncertainty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Score."""
+    value: _builtins.float
+    """Value."""
+    low: _builtins.float
+    """Lower end of the 95 % confidence interval over samples."""
+    high: _builtins.float
+    """Upper end."""
+    samples: _builtins.int
+    """Samples that it was computed on."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "name", b"name", "samples", b"samples", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreValue: _TypeAlias = ScoreValue  # noqa: Y015
 
 @_typing.final
 class Score(_message.Message):
@@ -380,10 +494,15 @@ class GenerateRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
-    """Task whose model answers."""
+    """Task whose model answers: a fine-tuning task, also one that runs, or an export of a merged model or GGUF."""
     checkpoint_step: _builtins.int
-    """Step of the checkpoint; 0 means the final model."""
+    """Step of the checkpoint; 0 means the final model, or the newest checkpoint of a task that has none yet."""
     max_tokens: _builtins.int
     """Tokens at most. Default 256."""
     temperature: _builtins.float
@@ -396,9 +515,21 @@ class GenerateRequest(_message.Message):
     """Penalty on what was said. Default 1.1."""
     seed: _builtins.int
     """Seed. Default 42."""
+    min_p: _builtins.float
+    """Tokens below this share of the likeliest one's probability are left out. Default 0."""
+    presence_penalty: _builtins.float
+    """Subtracted from the score of what was generated before. Default 0."""
+    base_model: _builtins.bool
+    """Answer with the untrained base model of the task."""
+    artifact: _builtins.str
+    """Of an export: name of its GGUF file. Empty: its only model."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation."""
+
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end the answer; they are not part of it."""
 
     def __init__(
         self,
@@ -412,13 +543,22 @@ class GenerateRequest(_message.Message):
         top_k: _builtins.int | None = ...,
         repetition_penalty: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        min_p: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        base_model: _builtins.bool = ...,
+        artifact: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "checkpoint_step", b"checkpoint_step", "max_tokens", b"max_tokens", "messages", b"messages", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "task_id", b"task_id", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "artifact", b"artifact", "base_model", b"base_model", "checkpoint_step", b"checkpoint_step", "max_tokens", b"max_tokens", "messages", b"messages", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "task_id", b"task_id", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
     _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -431,6 +571,10 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
@@ -446,26 +590,311 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """A piece of generated text."""
+    """A piece of generated text, or news of the loading of the model before it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text."""
     finish_reason: _builtins.str
-    """Why it ended; empty before the end."""
+    """Why it ended: "stop", "length" or "cancelled"; empty before the end."""
+    @_builtins.property
+    def loading(self) -> Global___LoadingProgress:
+        """Loading of the model; only before the first text."""
+
+    @_builtins.property
+    def usage(self) -> Global___TokenUsage:
+        """Tokens; with the finish_reason."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         finish_reason: _builtins.str = ...,
+        loading: Global___LoadingProgress | None = ...,
+        usage: Global___TokenUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loading", b"loading", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "loading", b"loading", "text", b"text", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class LoadingProgress(_message.Message):
+    """How far the loading of a model is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """What goes on, for example "fetching checkpoint" or "loading model"."""
+    percent: _builtins.float
+    """Share done, 0 to 100; 0 while unknown."""
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        percent: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadingProgress: _TypeAlias = LoadingProgress  # noqa: Y015
+
+@_typing.final
+class TokenUsage(_message.Message):
+    """Tokens of a generation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the conversation."""
+    completion_tokens: _builtins.int
+    """Tokens generated."""
+    first_token_seconds: _builtins.float
+    """Seconds from the request to the first token, loading left out."""
+    seconds: _builtins.float
+    """Seconds of generating."""
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        first_token_seconds: _builtins.float = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "first_token_seconds", b"first_token_seconds", "prompt_tokens", b"prompt_tokens", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenUsage: _TypeAlias = TokenUsage  # noqa: Y015
+
+@_typing.final
+class ListLoadedModelsRequest(_message.Message):
+    """Request of ListLoadedModels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLoadedModelsRequest: _TypeAlias = ListLoadedModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListLoadedModelsResponse(_message.Message):
+    """Response of ListLoadedModels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadedModel]:
+        """Models, last used first; of other users' tasks none is shown."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___LoadedModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLoadedModelsResponse: _TypeAlias = ListLoadedModelsResponse  # noqa: Y015
+
+@_typing.final
+class LoadedModel(_message.Message):
+    """A model in memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    USE_TIME_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Task it belongs to."""
+    checkpoint_step: _builtins.int
+    """Step of the checkpoint."""
+    memory_bytes: _builtins.int
+    """Bytes it takes."""
+    @_builtins.property
+    def use_time(self) -> _timestamp_pb2.Timestamp:
+        """Last used."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        checkpoint_step: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        use_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["use_time", b"use_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "memory_bytes", b"memory_bytes", "task_id", b"task_id", "use_time", b"use_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadedModel: _TypeAlias = LoadedModel  # noqa: Y015
+
+@_typing.final
+class DownloadReportRequest(_message.Message):
+    """Request of DownloadReport."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The evaluation."""
+    name: _builtins.str
+    """Name of the file."""
+    offset: _builtins.int
+    """Byte to start from."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "offset", b"offset", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadReportRequest: _TypeAlias = DownloadReportRequest  # noqa: Y015
+
+@_typing.final
+class DownloadReportResponse(_message.Message):
+    """A piece of a report's file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Bytes."""
+    total_size: _builtins.int
+    """Size of the whole file; in the first piece."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadReportResponse: _TypeAlias = DownloadReportResponse  # noqa: Y015
+
+@_typing.final
+class CheckSpecRequest(_message.Message):
+    """Request of CheckSpec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _spec_pb2.EvaluateSpec:
+        """The work."""
+
+    @_builtins.property
+    def source(self) -> _task_service_pb2.TaskSource:
+        """What the task it names has produced."""
+
+    def __init__(
+        self,
+        *,
+        spec: _spec_pb2.EvaluateSpec | None = ...,
+        source: _task_service_pb2.TaskSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckSpecRequest: _TypeAlias = CheckSpecRequest  # noqa: Y015
+
+@_typing.final
+class SpecProblem(_message.Message):
+    """A problem of a specification."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Field path, for example "evaluate.dataset.path"."""
+    message: _builtins.str
+    """What is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpecProblem: _TypeAlias = SpecProblem  # noqa: Y015
+
+@_typing.final
+class CheckSpecResponse(_message.Message):
+    """Response of CheckSpec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpecProblem]:
+        """Every problem; empty when the work can start."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[Global___SpecProblem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckSpecResponse: _TypeAlias = CheckSpecResponse  # noqa: Y015

@@ -60,6 +60,21 @@ class EvalServiceStub:
                 request_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.ListLoadedModels = channel.unary_unary(
+                '/tunesmith.eval.v1.EvalService/ListLoadedModels',
+                request_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.ListLoadedModelsRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.ListLoadedModelsResponse.FromString,
+                _registered_method=True)
+        self.DownloadReport = channel.unary_stream(
+                '/tunesmith.eval.v1.EvalService/DownloadReport',
+                request_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.DownloadReportRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.DownloadReportResponse.FromString,
+                _registered_method=True)
+        self.CheckSpec = channel.unary_unary(
+                '/tunesmith.eval.v1.EvalService/CheckSpec',
+                request_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.CheckSpecRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.CheckSpecResponse.FromString,
+                _registered_method=True)
 
 
 class EvalServiceServicer:
@@ -101,6 +116,27 @@ class EvalServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLoadedModels(self, request, context):
+        """Lists the models that are loaded for generation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadReport(self, request, context):
+        """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckSpec(self, request, context):
+        """For the task service: finds everything that is wrong with an evaluation, before it is accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvalServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +164,21 @@ def add_EvalServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.GenerateRequest.FromString,
                     response_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'ListLoadedModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLoadedModels,
+                    request_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.ListLoadedModelsRequest.FromString,
+                    response_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.ListLoadedModelsResponse.SerializeToString,
+            ),
+            'DownloadReport': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadReport,
+                    request_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.DownloadReportRequest.FromString,
+                    response_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.DownloadReportResponse.SerializeToString,
+            ),
+            'CheckSpec': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckSpec,
+                    request_deserializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.CheckSpecRequest.FromString,
+                    response_serializer=tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.CheckSpecResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +317,87 @@ class EvalService:
             '/tunesmith.eval.v1.EvalService/Generate',
             tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.GenerateRequest.SerializeToString,
             tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLoadedModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.eval.v1.EvalService/ListLoadedModels',
+            tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.ListLoadedModelsRequest.SerializeToString,
+            tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.ListLoadedModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.eval.v1.EvalService/DownloadReport',
+            tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.DownloadReportRequest.SerializeToString,
+            tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.DownloadReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.eval.v1.EvalService/CheckSpec',
+            tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.CheckSpecRequest.SerializeToString,
+            tunesmith_dot_eval_dot_v1_dot_eval__service__pb2.CheckSpecResponse.FromString,
             options,
             channel_credentials,
             insecure,

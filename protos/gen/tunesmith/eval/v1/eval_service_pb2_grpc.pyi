@@ -43,6 +43,12 @@ class EvalServiceStub:
     """Lists the scores that can be computed, with their meaning."""
     Generate: _grpc.UnaryStreamMultiCallable[_eval_service_pb2.GenerateRequest, _eval_service_pb2.GenerateResponse]
     """Generates text from a checkpoint, token by token."""
+    ListLoadedModels: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.ListLoadedModelsRequest, _eval_service_pb2.ListLoadedModelsResponse]
+    """Lists the models that are loaded for generation."""
+    DownloadReport: _grpc.UnaryStreamMultiCallable[_eval_service_pb2.DownloadReportRequest, _eval_service_pb2.DownloadReportResponse]
+    """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html"."""
+    CheckSpec: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.CheckSpecRequest, _eval_service_pb2.CheckSpecResponse]
+    """For the task service: finds everything that is wrong with an evaluation, before it is accepted."""
 
 @_typing.type_check_only
 class EvalServiceAsyncStub(EvalServiceStub):
@@ -59,6 +65,12 @@ class EvalServiceAsyncStub(EvalServiceStub):
     """Lists the scores that can be computed, with their meaning."""
     Generate: _aio.UnaryStreamMultiCallable[_eval_service_pb2.GenerateRequest, _eval_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates text from a checkpoint, token by token."""
+    ListLoadedModels: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.ListLoadedModelsRequest, _eval_service_pb2.ListLoadedModelsResponse]  # type: ignore[assignment]
+    """Lists the models that are loaded for generation."""
+    DownloadReport: _aio.UnaryStreamMultiCallable[_eval_service_pb2.DownloadReportRequest, _eval_service_pb2.DownloadReportResponse]  # type: ignore[assignment]
+    """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html"."""
+    CheckSpec: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.CheckSpecRequest, _eval_service_pb2.CheckSpecResponse]  # type: ignore[assignment]
+    """For the task service: finds everything that is wrong with an evaluation, before it is accepted."""
 
 class EvalServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores checkpoints and generates text from them."""
@@ -102,5 +114,29 @@ class EvalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_eval_service_pb2.GenerateResponse], _abc.AsyncIterator[_eval_service_pb2.GenerateResponse]]:
         """Generates text from a checkpoint, token by token."""
+
+    @_abc_1.abstractmethod
+    def ListLoadedModels(
+        self,
+        request: _eval_service_pb2.ListLoadedModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eval_service_pb2.ListLoadedModelsResponse, _abc.Awaitable[_eval_service_pb2.ListLoadedModelsResponse]]:
+        """Lists the models that are loaded for generation."""
+
+    @_abc_1.abstractmethod
+    def DownloadReport(
+        self,
+        request: _eval_service_pb2.DownloadReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_eval_service_pb2.DownloadReportResponse], _abc.AsyncIterator[_eval_service_pb2.DownloadReportResponse]]:
+        """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html"."""
+
+    @_abc_1.abstractmethod
+    def CheckSpec(
+        self,
+        request: _eval_service_pb2.CheckSpecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eval_service_pb2.CheckSpecResponse, _abc.Awaitable[_eval_service_pb2.CheckSpecResponse]]:
+        """For the task service: finds everything that is wrong with an evaluation, before it is accepted."""
 
 def add_EvalServiceServicer_to_server(servicer: EvalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

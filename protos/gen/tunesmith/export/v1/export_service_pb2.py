@@ -26,9 +26,11 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tunesmith.task.v1 import spec_pb2 as tunesmith_dot_task_dot_v1_dot_spec__pb2
+from tunesmith.task.v1 import task_pb2 as tunesmith_dot_task_dot_v1_dot_task__pb2
+from tunesmith.task.v1 import task_service_pb2 as tunesmith_dot_task_dot_v1_dot_task__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/export/v1/export_service.proto\x12\x13tunesmith.export.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctunesmith/task/v1/spec.proto\"6\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\xa9\x01\n\x06\x45xport\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.task.v1.ExportSpec\x12\x30\n\tartifacts\x18\x03 \x03(\x0b\x32\x1d.tunesmith.export.v1.Artifact\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x90\x01\n\x06\x46ormat\x12/\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1f.tunesmith.task.v1.ExportFormat\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x17\n\x0f\x62its_per_weight\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x11\n\tavailable\x18\x05 \x01(\x08\"X\n\x13\x43reateExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.task.v1.ExportSpecB\x06\xbaH\x03\xc8\x01\x01\"C\n\x14\x43reateExportResponse\x12+\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x1b.tunesmith.export.v1.Export\",\n\x10GetExportRequest\x12\x18\n\x07task_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"@\n\x11GetExportResponse\x12+\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x1b.tunesmith.export.v1.Export\"G\n\x12ListExportsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListExportsResponse\x12,\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1b.tunesmith.export.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x14\n\x12ListFormatsRequest\"C\n\x13ListFormatsResponse\x12,\n\x07\x66ormats\x18\x01 \x03(\x0b\x32\x1b.tunesmith.export.v1.Format\"c\n\x17\x44ownloadArtifactRequest\x12\x18\n\x07task_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x17\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"(\n\x18\x44ownloadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xef\x04\n\rExportService\x12{\n\x0c\x43reateExport\x12(.tunesmith.export.v1.CreateExportRequest\x1a).tunesmith.export.v1.CreateExportResponse\"\x16\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/exports:\x01*\x12y\n\tGetExport\x12%.tunesmith.export.v1.GetExportRequest\x1a&.tunesmith.export.v1.GetExportResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/exports/{task_id}\x12u\n\x0bListExports\x12\'.tunesmith.export.v1.ListExportsRequest\x1a(.tunesmith.export.v1.ListExportsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/exports\x12|\n\x0bListFormats\x12\'.tunesmith.export.v1.ListFormatsRequest\x1a(.tunesmith.export.v1.ListFormatsResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/export-formats\x12q\n\x10\x44ownloadArtifact\x12,.tunesmith.export.v1.DownloadArtifactRequest\x1a-.tunesmith.export.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tunesmith/export/v1/export_service.proto\x12\x13tunesmith.export.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctunesmith/task/v1/spec.proto\x1a\x1ctunesmith/task/v1/task.proto\x1a$tunesmith/task/v1/task_service.proto\"6\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x92\x02\n\x06\x45xport\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.task.v1.ExportSpec\x12\x30\n\tartifacts\x18\x03 \x03(\x0b\x32\x1d.tunesmith.export.v1.Artifact\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x05 \x01(\x0e\x32\x18.tunesmith.task.v1.State\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x30\n\x06\x63hecks\x18\x07 \x03(\x0b\x32 .tunesmith.export.v1.ParityCheck\"i\n\x0bParityCheck\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\x12\r\n\x05limit\x18\x04 \x01(\x01\x12\x0e\n\x06passed\x18\x05 \x01(\x08\x12\x0c\n\x04text\x18\x06 \x01(\t\"\x90\x01\n\x06\x46ormat\x12/\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1f.tunesmith.task.v1.ExportFormat\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x17\n\x0f\x62its_per_weight\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x11\n\tavailable\x18\x05 \x01(\x08\"X\n\x13\x43reateExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.tunesmith.task.v1.ExportSpecB\x06\xbaH\x03\xc8\x01\x01\"C\n\x14\x43reateExportResponse\x12+\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x1b.tunesmith.export.v1.Export\",\n\x10GetExportRequest\x12\x18\n\x07task_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"@\n\x11GetExportResponse\x12+\n\x06\x65xport\x18\x01 \x01(\x0b\x32\x1b.tunesmith.export.v1.Export\"G\n\x12ListExportsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListExportsResponse\x12,\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1b.tunesmith.export.v1.Export\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x14\n\x12ListFormatsRequest\"C\n\x13ListFormatsResponse\x12,\n\x07\x66ormats\x18\x01 \x03(\x0b\x32\x1b.tunesmith.export.v1.Format\"c\n\x17\x44ownloadArtifactRequest\x12\x18\n\x07task_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x15\n\x04name\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x17\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"L\n\x18\x44ownloadArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\ntotal_size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"h\n\x14\x44ownloadModelRequest\x12\x18\n\x07task_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12 \n\x0f\x63heckpoint_step\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x14\n\x0c\x61\x64\x61pter_only\x18\x03 \x01(\x08\"%\n\x15\x44ownloadModelResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"~\n\x10\x43heckSpecRequest\x12\x33\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.tunesmith.task.v1.ExportSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x35\n\x06source\x18\x02 \x01(\x0b\x32\x1d.tunesmith.task.v1.TaskSourceB\x06\xbaH\x03\xc8\x01\x01\"-\n\x0bSpecProblem\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"G\n\x11\x43heckSpecResponse\x12\x32\n\x08problems\x18\x01 \x03(\x0b\x32 .tunesmith.export.v1.SpecProblem2\xb5\x06\n\rExportService\x12{\n\x0c\x43reateExport\x12(.tunesmith.export.v1.CreateExportRequest\x1a).tunesmith.export.v1.CreateExportResponse\"\x16\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/exports:\x01*\x12y\n\tGetExport\x12%.tunesmith.export.v1.GetExportRequest\x1a&.tunesmith.export.v1.GetExportResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/exports/{task_id}\x12u\n\x0bListExports\x12\'.tunesmith.export.v1.ListExportsRequest\x1a(.tunesmith.export.v1.ListExportsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/exports\x12|\n\x0bListFormats\x12\'.tunesmith.export.v1.ListFormatsRequest\x1a(.tunesmith.export.v1.ListFormatsResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/export-formats\x12q\n\x10\x44ownloadArtifact\x12,.tunesmith.export.v1.DownloadArtifactRequest\x1a-.tunesmith.export.v1.DownloadArtifactResponse0\x01\x12h\n\rDownloadModel\x12).tunesmith.export.v1.DownloadModelRequest\x1a*.tunesmith.export.v1.DownloadModelResponse0\x01\x12Z\n\tCheckSpec\x12%.tunesmith.export.v1.CheckSpecRequest\x1a&.tunesmith.export.v1.CheckSpecResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +49,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADARTIFACTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_DOWNLOADARTIFACTREQUEST'].fields_by_name['offset']._loaded_options = None
   _globals['_DOWNLOADARTIFACTREQUEST'].fields_by_name['offset']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_DOWNLOADMODELREQUEST'].fields_by_name['task_id']._loaded_options = None
+  _globals['_DOWNLOADMODELREQUEST'].fields_by_name['task_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_DOWNLOADMODELREQUEST'].fields_by_name['checkpoint_step']._loaded_options = None
+  _globals['_DOWNLOADMODELREQUEST'].fields_by_name['checkpoint_step']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_CHECKSPECREQUEST'].fields_by_name['spec']._loaded_options = None
+  _globals['_CHECKSPECREQUEST'].fields_by_name['spec']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_CHECKSPECREQUEST'].fields_by_name['source']._loaded_options = None
+  _globals['_CHECKSPECREQUEST'].fields_by_name['source']._serialized_options = b'\272H\003\310\001\001'
   _globals['_EXPORTSERVICE'].methods_by_name['CreateExport']._loaded_options = None
   _globals['_EXPORTSERVICE'].methods_by_name['CreateExport']._serialized_options = b'\202\323\344\223\002\020\"\013/v1/exports:\001*'
   _globals['_EXPORTSERVICE'].methods_by_name['GetExport']._loaded_options = None
@@ -55,32 +65,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTSERVICE'].methods_by_name['ListExports']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/exports'
   _globals['_EXPORTSERVICE'].methods_by_name['ListFormats']._loaded_options = None
   _globals['_EXPORTSERVICE'].methods_by_name['ListFormats']._serialized_options = b'\202\323\344\223\002\024\022\022/v1/export-formats'
-  _globals['_ARTIFACT']._serialized_start=187
-  _globals['_ARTIFACT']._serialized_end=241
-  _globals['_EXPORT']._serialized_start=244
-  _globals['_EXPORT']._serialized_end=413
-  _globals['_FORMAT']._serialized_start=416
-  _globals['_FORMAT']._serialized_end=560
-  _globals['_CREATEEXPORTREQUEST']._serialized_start=562
-  _globals['_CREATEEXPORTREQUEST']._serialized_end=650
-  _globals['_CREATEEXPORTRESPONSE']._serialized_start=652
-  _globals['_CREATEEXPORTRESPONSE']._serialized_end=719
-  _globals['_GETEXPORTREQUEST']._serialized_start=721
-  _globals['_GETEXPORTREQUEST']._serialized_end=765
-  _globals['_GETEXPORTRESPONSE']._serialized_start=767
-  _globals['_GETEXPORTRESPONSE']._serialized_end=831
-  _globals['_LISTEXPORTSREQUEST']._serialized_start=833
-  _globals['_LISTEXPORTSREQUEST']._serialized_end=904
-  _globals['_LISTEXPORTSRESPONSE']._serialized_start=906
-  _globals['_LISTEXPORTSRESPONSE']._serialized_end=998
-  _globals['_LISTFORMATSREQUEST']._serialized_start=1000
-  _globals['_LISTFORMATSREQUEST']._serialized_end=1020
-  _globals['_LISTFORMATSRESPONSE']._serialized_start=1022
-  _globals['_LISTFORMATSRESPONSE']._serialized_end=1089
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1091
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1190
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1192
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1232
-  _globals['_EXPORTSERVICE']._serialized_start=1235
-  _globals['_EXPORTSERVICE']._serialized_end=1858
+  _globals['_ARTIFACT']._serialized_start=255
+  _globals['_ARTIFACT']._serialized_end=309
+  _globals['_EXPORT']._serialized_start=312
+  _globals['_EXPORT']._serialized_end=586
+  _globals['_PARITYCHECK']._serialized_start=588
+  _globals['_PARITYCHECK']._serialized_end=693
+  _globals['_FORMAT']._serialized_start=696
+  _globals['_FORMAT']._serialized_end=840
+  _globals['_CREATEEXPORTREQUEST']._serialized_start=842
+  _globals['_CREATEEXPORTREQUEST']._serialized_end=930
+  _globals['_CREATEEXPORTRESPONSE']._serialized_start=932
+  _globals['_CREATEEXPORTRESPONSE']._serialized_end=999
+  _globals['_GETEXPORTREQUEST']._serialized_start=1001
+  _globals['_GETEXPORTREQUEST']._serialized_end=1045
+  _globals['_GETEXPORTRESPONSE']._serialized_start=1047
+  _globals['_GETEXPORTRESPONSE']._serialized_end=1111
+  _globals['_LISTEXPORTSREQUEST']._serialized_start=1113
+  _globals['_LISTEXPORTSREQUEST']._serialized_end=1184
+  _globals['_LISTEXPORTSRESPONSE']._serialized_start=1186
+  _globals['_LISTEXPORTSRESPONSE']._serialized_end=1278
+  _globals['_LISTFORMATSREQUEST']._serialized_start=1280
+  _globals['_LISTFORMATSREQUEST']._serialized_end=1300
+  _globals['_LISTFORMATSRESPONSE']._serialized_start=1302
+  _globals['_LISTFORMATSRESPONSE']._serialized_end=1369
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=1371
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=1470
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=1472
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=1548
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1550
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1654
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1656
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1693
+  _globals['_CHECKSPECREQUEST']._serialized_start=1695
+  _globals['_CHECKSPECREQUEST']._serialized_end=1821
+  _globals['_SPECPROBLEM']._serialized_start=1823
+  _globals['_SPECPROBLEM']._serialized_end=1868
+  _globals['_CHECKSPECRESPONSE']._serialized_start=1870
+  _globals['_CHECKSPECRESPONSE']._serialized_end=1941
+  _globals['_EXPORTSERVICE']._serialized_start=1944
+  _globals['_EXPORTSERVICE']._serialized_end=2765
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from tunesmith.task.v1 import spec_pb2 as _spec_pb2
+from tunesmith.task.v1 import task_pb2 as _task_pb2
+from tunesmith.task.v1 import task_service_pb2 as _task_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -60,8 +62,15 @@ class Export(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Task that carries it out."""
+    state: _task_pb2.State.ValueType
+    """Where its task stands."""
+    name: _builtins.str
+    """Name of its task."""
     @_builtins.property
     def spec(self) -> _spec_pb2.ExportSpec:
         """What is packaged."""
@@ -74,6 +83,10 @@ class Export(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Created."""
 
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityCheck]:
+        """Checks that the result passed, or that it failed."""
+
     def __init__(
         self,
         *,
@@ -81,14 +94,59 @@ class Export(_message.Message):
         spec: _spec_pb2.ExportSpec | None = ...,
         artifacts: _abc.Iterable[Global___Artifact] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        state: _task_pb2.State.ValueType = ...,
+        name: _builtins.str = ...,
+        checks: _abc.Iterable[Global___ParityCheck] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "create_time", b"create_time", "spec", b"spec", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "checks", b"checks", "create_time", b"create_time", "name", b"name", "spec", b"spec", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Export: _TypeAlias = Export  # noqa: Y015
+
+@_typing.final
+class ParityCheck(_message.Message):
+    """A comparison of what was exported with what was trained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    artifact: _builtins.str
+    """File of the export that was compared."""
+    name: _builtins.str
+    """What was compared, for example "perplexity", "logits", "greedy_tokens" or "template"."""
+    value: _builtins.float
+    """What was measured."""
+    limit: _builtins.float
+    """What is allowed."""
+    passed: _builtins.bool
+    """The measured value keeps to the limit."""
+    text: _builtins.str
+    """The same in words."""
+    def __init__(
+        self,
+        *,
+        artifact: _builtins.str = ...,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+        limit: _builtins.float = ...,
+        passed: _builtins.bool = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "limit", b"limit", "name", b"name", "passed", b"passed", "text", b"text", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParityCheck: _TypeAlias = ParityCheck  # noqa: Y015
 
 @_typing.final
 class Format(_message.Message):
@@ -358,6 +416,66 @@ class DownloadArtifactResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Bytes."""
+    total_size: _builtins.int
+    """Size of the whole artifact; in the first piece."""
+    sha256: _builtins.str
+    """SHA-256 of the whole artifact; in the first piece."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        total_size: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadArtifactResponse: _TypeAlias = DownloadArtifactResponse  # noqa: Y015
+
+@_typing.final
+class DownloadModelRequest(_message.Message):
+    """Request of DownloadModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    ADAPTER_ONLY_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The fine-tuning task."""
+    checkpoint_step: _builtins.int
+    """Step of the checkpoint; 0 means the final model."""
+    adapter_only: _builtins.bool
+    """The adapter alone; FAILED_PRECONDITION when the task trained all weights."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        checkpoint_step: _builtins.int = ...,
+        adapter_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_only", b"adapter_only", "checkpoint_step", b"checkpoint_step", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadModelRequest: _TypeAlias = DownloadModelRequest  # noqa: Y015
+
+@_typing.final
+class DownloadModelResponse(_message.Message):
+    """A piece of a ZIP."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """Bytes."""
     def __init__(
@@ -371,4 +489,84 @@ class DownloadArtifactResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DownloadArtifactResponse: _TypeAlias = DownloadArtifactResponse  # noqa: Y015
+Global___DownloadModelResponse: _TypeAlias = DownloadModelResponse  # noqa: Y015
+
+@_typing.final
+class CheckSpecRequest(_message.Message):
+    """Request of CheckSpec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _spec_pb2.ExportSpec:
+        """The work."""
+
+    @_builtins.property
+    def source(self) -> _task_service_pb2.TaskSource:
+        """What the task it names has produced."""
+
+    def __init__(
+        self,
+        *,
+        spec: _spec_pb2.ExportSpec | None = ...,
+        source: _task_service_pb2.TaskSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckSpecRequest: _TypeAlias = CheckSpecRequest  # noqa: Y015
+
+@_typing.final
+class SpecProblem(_message.Message):
+    """A problem of a specification."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Field path, for example "export.quantizations[0]"."""
+    message: _builtins.str
+    """What is wrong and what to do."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpecProblem: _TypeAlias = SpecProblem  # noqa: Y015
+
+@_typing.final
+class CheckSpecResponse(_message.Message):
+    """Response of CheckSpec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpecProblem]:
+        """Every problem; empty when the work can start."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[Global___SpecProblem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckSpecResponse: _TypeAlias = CheckSpecResponse  # noqa: Y015

@@ -60,6 +60,16 @@ class ExportServiceStub:
                 request_serializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadArtifactRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadArtifactResponse.FromString,
                 _registered_method=True)
+        self.DownloadModel = channel.unary_stream(
+                '/tunesmith.export.v1.ExportService/DownloadModel',
+                request_serializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadModelRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadModelResponse.FromString,
+                _registered_method=True)
+        self.CheckSpec = channel.unary_unary(
+                '/tunesmith.export.v1.ExportService/CheckSpec',
+                request_serializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.CheckSpecRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.CheckSpecResponse.FromString,
+                _registered_method=True)
 
 
 class ExportServiceServicer:
@@ -101,6 +111,20 @@ class ExportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadModel(self, request, context):
+        """Streams a ZIP of a checkpoint's adapter, or of the final model of a task, as it is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckSpec(self, request, context):
+        """For the task service: finds everything that is wrong with an export, before it is accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExportServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +152,16 @@ def add_ExportServiceServicer_to_server(servicer, server):
                     servicer.DownloadArtifact,
                     request_deserializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadArtifactRequest.FromString,
                     response_serializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadArtifactResponse.SerializeToString,
+            ),
+            'DownloadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadModel,
+                    request_deserializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadModelRequest.FromString,
+                    response_serializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadModelResponse.SerializeToString,
+            ),
+            'CheckSpec': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckSpec,
+                    request_deserializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.CheckSpecRequest.FromString,
+                    response_serializer=tunesmith_dot_export_dot_v1_dot_export__service__pb2.CheckSpecResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +300,60 @@ class ExportService:
             '/tunesmith.export.v1.ExportService/DownloadArtifact',
             tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadArtifactRequest.SerializeToString,
             tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tunesmith.export.v1.ExportService/DownloadModel',
+            tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadModelRequest.SerializeToString,
+            tunesmith_dot_export_dot_v1_dot_export__service__pb2.DownloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.export.v1.ExportService/CheckSpec',
+            tunesmith_dot_export_dot_v1_dot_export__service__pb2.CheckSpecRequest.SerializeToString,
+            tunesmith_dot_export_dot_v1_dot_export__service__pb2.CheckSpecResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class ExportServiceStub:
     """Lists the forms a model can be exported to and whether this version writes them."""
     DownloadArtifact: _grpc.UnaryStreamMultiCallable[_export_service_pb2.DownloadArtifactRequest, _export_service_pb2.DownloadArtifactResponse]
     """Streams an artifact from an offset."""
+    DownloadModel: _grpc.UnaryStreamMultiCallable[_export_service_pb2.DownloadModelRequest, _export_service_pb2.DownloadModelResponse]
+    """Streams a ZIP of a checkpoint's adapter, or of the final model of a task, as it is stored."""
+    CheckSpec: _grpc.UnaryUnaryMultiCallable[_export_service_pb2.CheckSpecRequest, _export_service_pb2.CheckSpecResponse]
+    """For the task service: finds everything that is wrong with an export, before it is accepted."""
 
 @_typing.type_check_only
 class ExportServiceAsyncStub(ExportServiceStub):
@@ -59,6 +63,10 @@ class ExportServiceAsyncStub(ExportServiceStub):
     """Lists the forms a model can be exported to and whether this version writes them."""
     DownloadArtifact: _aio.UnaryStreamMultiCallable[_export_service_pb2.DownloadArtifactRequest, _export_service_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
     """Streams an artifact from an offset."""
+    DownloadModel: _aio.UnaryStreamMultiCallable[_export_service_pb2.DownloadModelRequest, _export_service_pb2.DownloadModelResponse]  # type: ignore[assignment]
+    """Streams a ZIP of a checkpoint's adapter, or of the final model of a task, as it is stored."""
+    CheckSpec: _aio.UnaryUnaryMultiCallable[_export_service_pb2.CheckSpecRequest, _export_service_pb2.CheckSpecResponse]  # type: ignore[assignment]
+    """For the task service: finds everything that is wrong with an export, before it is accepted."""
 
 class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
     """Merges, converts, quantizes and packages checkpoints."""
@@ -102,5 +110,21 @@ class ExportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_export_service_pb2.DownloadArtifactResponse], _abc.AsyncIterator[_export_service_pb2.DownloadArtifactResponse]]:
         """Streams an artifact from an offset."""
+
+    @_abc_1.abstractmethod
+    def DownloadModel(
+        self,
+        request: _export_service_pb2.DownloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_export_service_pb2.DownloadModelResponse], _abc.AsyncIterator[_export_service_pb2.DownloadModelResponse]]:
+        """Streams a ZIP of a checkpoint's adapter, or of the final model of a task, as it is stored."""
+
+    @_abc_1.abstractmethod
+    def CheckSpec(
+        self,
+        request: _export_service_pb2.CheckSpecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_export_service_pb2.CheckSpecResponse, _abc.Awaitable[_export_service_pb2.CheckSpecResponse]]:
+        """For the task service: finds everything that is wrong with an export, before it is accepted."""
 
 def add_ExportServiceServicer_to_server(servicer: ExportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -149,6 +149,32 @@ PARALLELISM_FULLY_SHARDED: Parallelism.ValueType  # 2
 """Weights, gradients and optimiser state are spread over them (fully sharded data parallel)."""
 Global___Parallelism: _TypeAlias = Parallelism  # noqa: Y015
 
+class _EvaluationSplit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EvaluationSplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EvaluationSplit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVALUATION_SPLIT_UNSPECIFIED: _EvaluationSplit.ValueType  # 0
+    EVALUATION_SPLIT_AUTO: _EvaluationSplit.ValueType  # 1
+    """The test rows where there are any, else the validation rows."""
+    EVALUATION_SPLIT_VALIDATION: _EvaluationSplit.ValueType  # 2
+    """The validation rows."""
+    EVALUATION_SPLIT_TEST: _EvaluationSplit.ValueType  # 3
+    """The test rows."""
+
+class EvaluationSplit(_EvaluationSplit, metaclass=_EvaluationSplitEnumTypeWrapper):
+    """Rows of a fine-tuning task that an evaluation uses."""
+
+EVALUATION_SPLIT_UNSPECIFIED: EvaluationSplit.ValueType  # 0
+EVALUATION_SPLIT_AUTO: EvaluationSplit.ValueType  # 1
+"""The test rows where there are any, else the validation rows."""
+EVALUATION_SPLIT_VALIDATION: EvaluationSplit.ValueType  # 2
+"""The validation rows."""
+EVALUATION_SPLIT_TEST: EvaluationSplit.ValueType  # 3
+"""The test rows."""
+Global___EvaluationSplit: _TypeAlias = EvaluationSplit  # noqa: Y015
+
 class _ExportFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -164,6 +190,8 @@ class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFo
     """GGUF of the merged model."""
     EXPORT_FORMAT_GGUF_ADAPTER: _ExportFormat.ValueType  # 4
     """GGUF of the adapter alone."""
+    EXPORT_FORMAT_GGUF_BASE: _ExportFormat.ValueType  # 5
+    """GGUF of the base model alone."""
 
 class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper):
     """Form of an exported model."""
@@ -177,6 +205,8 @@ EXPORT_FORMAT_GGUF: ExportFormat.ValueType  # 3
 """GGUF of the merged model."""
 EXPORT_FORMAT_GGUF_ADAPTER: ExportFormat.ValueType  # 4
 """GGUF of the adapter alone."""
+EXPORT_FORMAT_GGUF_BASE: ExportFormat.ValueType  # 5
+"""GGUF of the base model alone."""
 Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
 
 @_typing.final
@@ -1045,24 +1075,81 @@ class EvaluateSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SOURCE_TASK_ID_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
     INCLUDE_BASE_MODEL_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     MAX_SAMPLES_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATIO_FIELD_NUMBER: _builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    EMBEDDING_MODEL_FIELD_NUMBER: _builtins.int
+    SUITES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     source_task_id: _builtins.str
     """The fine-tuning task whose checkpoints are scored."""
     include_base_model: _builtins.bool
     """Score the base model too, as the baseline."""
     max_samples: _builtins.int
     """At most so many samples. Default 20."""
+    sample_ratio: _builtins.float
+    """Share of the rows that is sampled, within min_samples and max_samples. Default 0.3."""
+    min_samples: _builtins.int
+    """At least so many samples, where there are as many rows. Default 5."""
+    split: Global___EvaluationSplit.ValueType
+    """Which of the task's rows are used when there is no dataset. Default AUTO."""
+    embedding_model: _builtins.str
+    """Directory below an allowed root with a sentence-embedding model. Empty: the one that is installed with Tunesmith."""
+    seed: _builtins.int
+    """Seed of the choice of samples. Default 42."""
     @_builtins.property
     def checkpoint_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Steps of the checkpoints; empty means all of them."""
+        """Steps of the checkpoints; empty means all of them and the final model."""
 
     @_builtins.property
     def dataset(self) -> Global___DatasetSource:
-        """Data to score on. Unset: the task's validation split."""
+        """Data to score on. Unset: the rows that the task held out, as `split` says."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the scores; empty means all that fit the task's objective. See EvalService.ListScores."""
+
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Weights of the scores in the total that decides the recommendation; what is missing has the documented weight."""
+
+    @_builtins.property
+    def sampling(self) -> Global___SamplingParameters:
+        """How answers are generated. What is unset: temperature 0.3, 256 tokens, top_k 20, top_p 0.9, repetition_penalty 1.1,
+        seed 42.
+        """
+
+    @_builtins.property
+    def suites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of lm-evaluation-harness to run as well; their data must be on the machine."""
 
     def __init__(
         self,
@@ -1072,16 +1159,129 @@ class EvaluateSpec(_message.Message):
         include_base_model: _builtins.bool = ...,
         dataset: Global___DatasetSource | None = ...,
         max_samples: _builtins.int | None = ...,
+        sample_ratio: _builtins.float | None = ...,
+        min_samples: _builtins.int | None = ...,
+        split: Global___EvaluationSplit.ValueType | None = ...,
+        scores: _abc.Iterable[_builtins.str] | None = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        sampling: Global___SamplingParameters | None = ...,
+        embedding_model: _builtins.str = ...,
+        suites: _abc.Iterable[_builtins.str] | None = ...,
+        seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples", "dataset", b"dataset", "max_samples", b"max_samples"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples", "_min_samples", b"_min_samples", "_sample_ratio", b"_sample_ratio", "_seed", b"_seed", "_split", b"_split", "dataset", b"dataset", "max_samples", b"max_samples", "min_samples", b"min_samples", "sample_ratio", b"sample_ratio", "sampling", b"sampling", "seed", b"seed", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples", "checkpoint_steps", b"checkpoint_steps", "dataset", b"dataset", "include_base_model", b"include_base_model", "max_samples", b"max_samples", "source_task_id", b"source_task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples", "_min_samples", b"_min_samples", "_sample_ratio", b"_sample_ratio", "_seed", b"_seed", "_split", b"_split", "checkpoint_steps", b"checkpoint_steps", "dataset", b"dataset", "embedding_model", b"embedding_model", "include_base_model", b"include_base_model", "max_samples", b"max_samples", "min_samples", b"min_samples", "sample_ratio", b"sample_ratio", "sampling", b"sampling", "scores", b"scores", "seed", b"seed", "source_task_id", b"source_task_id", "split", b"split", "suites", b"suites", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_samples: _TypeAlias = _typing.Literal["max_samples"]  # noqa: Y015
     _WhichOneofArgType__max_samples: _TypeAlias = _typing.Literal["_max_samples", b"_max_samples"]  # noqa: Y015
+    _WhichOneofReturnType__min_samples: _TypeAlias = _typing.Literal["min_samples"]  # noqa: Y015
+    _WhichOneofArgType__min_samples: _TypeAlias = _typing.Literal["_min_samples", b"_min_samples"]  # noqa: Y015
+    _WhichOneofReturnType__sample_ratio: _TypeAlias = _typing.Literal["sample_ratio"]  # noqa: Y015
+    _WhichOneofArgType__sample_ratio: _TypeAlias = _typing.Literal["_sample_ratio", b"_sample_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__split: _TypeAlias = _typing.Literal["split"]  # noqa: Y015
+    _WhichOneofArgType__split: _TypeAlias = _typing.Literal["_split", b"_split"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_samples) -> _WhichOneofReturnType__max_samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_samples) -> _WhichOneofReturnType__min_samples | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_ratio) -> _WhichOneofReturnType__sample_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__split) -> _WhichOneofReturnType__split | None: ...
 
 Global___EvaluateSpec: _TypeAlias = EvaluateSpec  # noqa: Y015
+
+@_typing.final
+class SamplingParameters(_message.Message):
+    """How text is generated. Fields that are not set take the defaults of the message that holds this one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    max_tokens: _builtins.int
+    """Tokens at most."""
+    temperature: _builtins.float
+    """Randomness; 0 takes the likeliest token each time."""
+    top_p: _builtins.float
+    """Nucleus: the likeliest tokens that together have this probability. 1 means all."""
+    top_k: _builtins.int
+    """Candidates; 0 means all."""
+    min_p: _builtins.float
+    """Tokens below this share of the likeliest one's probability are left out; 0 means none."""
+    repetition_penalty: _builtins.float
+    """Divides the score of what was said before (arXiv:1909.05858); 1 means no penalty."""
+    presence_penalty: _builtins.float
+    """Subtracted from the score of what was generated before; 0 means no penalty."""
+    seed: _builtins.int
+    """Seed."""
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end the answer; they are not part of it."""
+
+    def __init__(
+        self,
+        *,
+        max_tokens: _builtins.int | None = ...,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
+        top_k: _builtins.int | None = ...,
+        min_p: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___SamplingParameters: _TypeAlias = SamplingParameters  # noqa: Y015
 
 @_typing.final
 class ExportSpec(_message.Message):
@@ -1094,6 +1294,8 @@ class ExportSpec(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     QUANTIZATIONS_FIELD_NUMBER: _builtins.int
     OUTPUT_DIR_FIELD_NUMBER: _builtins.int
+    MODELFILE_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_DATASET_FIELD_NUMBER: _builtins.int
     source_task_id: _builtins.str
     """The fine-tuning task."""
     checkpoint_step: _builtins.int
@@ -1102,9 +1304,15 @@ class ExportSpec(_message.Message):
     """The form wanted."""
     output_dir: _builtins.str
     """Directory below an allowed root that receives the result too."""
+    modelfile: _builtins.bool
+    """Write an Ollama Modelfile beside GGUF files. Default true."""
     @_builtins.property
     def quantizations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """GGUF types such as "Q4_K_M"; only with FORMAT_GGUF."""
+        """GGUF types such as "Q4_K_M"; only with FORMAT_GGUF and FORMAT_GGUF_BASE, where empty means "Q4_K_M"."""
+
+    @_builtins.property
+    def importance_dataset(self) -> Global___DatasetSource:
+        """Text for the importance matrix of the types that want one. Unset: the task's training rows."""
 
     def __init__(
         self,
@@ -1114,12 +1322,16 @@ class ExportSpec(_message.Message):
         format: Global___ExportFormat.ValueType = ...,
         quantizations: _abc.Iterable[_builtins.str] | None = ...,
         output_dir: _builtins.str = ...,
+        modelfile: _builtins.bool | None = ...,
+        importance_dataset: Global___DatasetSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_modelfile", b"_modelfile", "importance_dataset", b"importance_dataset", "modelfile", b"modelfile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "format", b"format", "output_dir", b"output_dir", "quantizations", b"quantizations", "source_task_id", b"source_task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_modelfile", b"_modelfile", "checkpoint_step", b"checkpoint_step", "format", b"format", "importance_dataset", b"importance_dataset", "modelfile", b"modelfile", "output_dir", b"output_dir", "quantizations", b"quantizations", "source_task_id", b"source_task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__modelfile: _TypeAlias = _typing.Literal["modelfile"]  # noqa: Y015
+    _WhichOneofArgType__modelfile: _TypeAlias = _typing.Literal["_modelfile", b"_modelfile"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__modelfile) -> _WhichOneofReturnType__modelfile | None: ...
 
 Global___ExportSpec: _TypeAlias = ExportSpec  # noqa: Y015
 

@@ -874,6 +874,138 @@ class ListCheckpointsResponse(_message.Message):
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
 
 @_typing.final
+class GetTaskSourceRequest(_message.Message):
+    """Request of GetTaskSource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The fine-tuning task."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskSourceRequest: _TypeAlias = GetTaskSourceRequest  # noqa: Y015
+
+@_typing.final
+class GetTaskSourceResponse(_message.Message):
+    """Response of GetTaskSource."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source(self) -> Global___TaskSource:
+        """What it has produced."""
+
+    def __init__(
+        self,
+        *,
+        source: Global___TaskSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskSourceResponse: _TypeAlias = GetTaskSourceResponse  # noqa: Y015
+
+@_typing.final
+class TaskSource(_message.Message):
+    """What a task has produced, as far as it has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_PREFIX_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task."""
+    name: _builtins.str
+    """Its name."""
+    state: _task_pb2.State.ValueType
+    """Where it stands."""
+    base_model_prefix: _builtins.str
+    """Of a task whose base model is another task's output: prefix of that output in the object store."""
+    @_builtins.property
+    def spec(self) -> _spec_pb2.TaskSpec:
+        """Its work, defaults filled in."""
+
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Checkpoint]:
+        """Its stored checkpoints, oldest first."""
+
+    @_builtins.property
+    def output(self) -> Global___TaskOutput:
+        """The final model, or the files of an export or evaluation; unset until COMPLETED."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        spec: _spec_pb2.TaskSpec | None = ...,
+        state: _task_pb2.State.ValueType = ...,
+        checkpoints: _abc.Iterable[_task_pb2.Checkpoint] | None = ...,
+        output: Global___TaskOutput | None = ...,
+        base_model_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model_prefix", b"base_model_prefix", "checkpoints", b"checkpoints", "name", b"name", "output", b"output", "spec", b"spec", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskSource: _TypeAlias = TaskSource  # noqa: Y015
+
+@_typing.final
+class TaskOutput(_message.Message):
+    """The stored result of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """Prefix of its objects in the object store, without the store's own address."""
+    manifest_sha256: _builtins.str
+    """SHA-256 of the manifest."""
+    directory: _builtins.str
+    """Directory on the worker's file system."""
+    step: _builtins.int
+    """Optimiser step of a final model."""
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        manifest_sha256: _builtins.str = ...,
+        directory: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "manifest_sha256", b"manifest_sha256", "prefix", b"prefix", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskOutput: _TypeAlias = TaskOutput  # noqa: Y015
+
+@_typing.final
 class ClaimTaskRequest(_message.Message):
     """Request of ClaimTask."""
 
@@ -935,6 +1067,7 @@ class ClaimTaskResponse(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     DEPENDENCY_OUTPUTS_FIELD_NUMBER: _builtins.int
     ALLOWANCE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     resume_exact: _builtins.bool
     """Checkpoint the user named; no other may be used when it is bad."""
     lease_seconds: _builtins.float
@@ -955,6 +1088,10 @@ class ClaimTaskResponse(_message.Message):
     def allowance(self) -> Global___CheckpointAllowance:
         """What is left of the owner's checkpoint quota."""
 
+    @_builtins.property
+    def source(self) -> Global___TaskSource:
+        """Of an evaluation or export: what the fine-tuning task it names has produced."""
+
     def __init__(
         self,
         *,
@@ -964,10 +1101,11 @@ class ClaimTaskResponse(_message.Message):
         lease_seconds: _builtins.float = ...,
         dependency_outputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         allowance: Global___CheckpointAllowance | None = ...,
+        source: Global___TaskSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "source", b"source", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "dependency_outputs", b"dependency_outputs", "lease_seconds", b"lease_seconds", "resume_exact", b"resume_exact", "resume_from", b"resume_from", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "dependency_outputs", b"dependency_outputs", "lease_seconds", b"lease_seconds", "resume_exact", b"resume_exact", "resume_from", b"resume_from", "source", b"source", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

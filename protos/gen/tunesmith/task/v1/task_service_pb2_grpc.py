@@ -95,6 +95,11 @@ class TaskServiceStub:
                 request_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.GetTaskSource = channel.unary_unary(
+                '/tunesmith.task.v1.TaskService/GetTaskSource',
+                request_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.GetTaskSourceRequest.SerializeToString,
+                response_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.GetTaskSourceResponse.FromString,
+                _registered_method=True)
         self.ClaimTask = channel.unary_unary(
                 '/tunesmith.task.v1.TaskService/ClaimTask',
                 request_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.ClaimTaskRequest.SerializeToString,
@@ -200,6 +205,13 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTaskSource(self, request, context):
+        """Returns what a fine-tuning task has produced: what an evaluation, a generation or an export starts from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ClaimTask(self, request, context):
         """For workers: takes a task off the queue and starts its next attempt. FAILED_PRECONDITION when the task has ended
         (drop the message); ABORTED while another worker's lease is alive (try again later).
@@ -277,6 +289,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.ListCheckpoints,
                     request_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'GetTaskSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTaskSource,
+                    request_deserializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.GetTaskSourceRequest.FromString,
+                    response_serializer=tunesmith_dot_task_dot_v1_dot_task__service__pb2.GetTaskSourceResponse.SerializeToString,
             ),
             'ClaimTask': grpc.unary_unary_rpc_method_handler(
                     servicer.ClaimTask,
@@ -614,6 +631,33 @@ class TaskService:
             '/tunesmith.task.v1.TaskService/ListCheckpoints',
             tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListCheckpointsRequest.SerializeToString,
             tunesmith_dot_task_dot_v1_dot_task__service__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTaskSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tunesmith.task.v1.TaskService/GetTaskSource',
+            tunesmith_dot_task_dot_v1_dot_task__service__pb2.GetTaskSourceRequest.SerializeToString,
+            tunesmith_dot_task_dot_v1_dot_task__service__pb2.GetTaskSourceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,8 @@ class TaskServiceStub:
     """Streams the log as it is written; ends when the task has ended and its log was read."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ListCheckpointsRequest, _task_service_pb2.ListCheckpointsResponse]
     """Lists the stored checkpoints of a task, oldest first."""
+    GetTaskSource: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.GetTaskSourceRequest, _task_service_pb2.GetTaskSourceResponse]
+    """Returns what a fine-tuning task has produced: what an evaluation, a generation or an export starts from."""
     ClaimTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ClaimTaskRequest, _task_service_pb2.ClaimTaskResponse]
     """For workers: takes a task off the queue and starts its next attempt. FAILED_PRECONDITION when the task has ended
     (drop the message); ABORTED while another worker's lease is alive (try again later).
@@ -113,6 +115,8 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Streams the log as it is written; ends when the task has ended and its log was read."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ListCheckpointsRequest, _task_service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Lists the stored checkpoints of a task, oldest first."""
+    GetTaskSource: _aio.UnaryUnaryMultiCallable[_task_service_pb2.GetTaskSourceRequest, _task_service_pb2.GetTaskSourceResponse]  # type: ignore[assignment]
+    """Returns what a fine-tuning task has produced: what an evaluation, a generation or an export starts from."""
     ClaimTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ClaimTaskRequest, _task_service_pb2.ClaimTaskResponse]  # type: ignore[assignment]
     """For workers: takes a task off the queue and starts its next attempt. FAILED_PRECONDITION when the task has ended
     (drop the message); ABORTED while another worker's lease is alive (try again later).
@@ -228,6 +232,14 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_service_pb2.ListCheckpointsResponse, _abc.Awaitable[_task_service_pb2.ListCheckpointsResponse]]:
         """Lists the stored checkpoints of a task, oldest first."""
+
+    @_abc_1.abstractmethod
+    def GetTaskSource(
+        self,
+        request: _task_service_pb2.GetTaskSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_service_pb2.GetTaskSourceResponse, _abc.Awaitable[_task_service_pb2.GetTaskSourceResponse]]:
+        """Returns what a fine-tuning task has produced: what an evaluation, a generation or an export starts from."""
 
     @_abc_1.abstractmethod
     def ClaimTask(
