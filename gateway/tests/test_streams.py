@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ async def test_an_error_after_that_is_an_event(gateway: Any, parse_events: Any) 
     last = parse_events(response.text)[-1]
     assert last.name == "error"
     assert json.loads(last.data)["error"]["reason"] == "GONE"
+
+
+async def test_a_stream_ends_with_its_token(gateway: Any, parse_events: Any) -> None:
+    gateway.tasks.events.put_nowait(watched("1"))
+    token = gateway.token(lifetime=timedelta(seconds=4))
+    response = await gateway.client.get(WATCH, headers={"authorization": f"Bearer {token}"})
+    first, last = parse_events(response.text)
+    assert (first.id, last.name) == ("1", "error")
+    error = json.loads(last.data)["error"]
+    assert (error["code"], error["reason"]) == (401, "TOKEN_EXPIRED")
+    await asyncio.wait_for(gateway.tasks.cancelled.wait(), 5)
 
 
 async def test_messages_are_sent_one_by_one(gateway: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,18 @@ async def test_errors_of_a_stream_are_told(gateway: Gateway) -> None:
         message = await receive(socket)
         assert (message["type"], message["data"]["error"]) == ("error", "there is no task x")
         assert await closed(socket) == 1008
+
+
+async def test_it_closes_when_its_token_expires(gateway: Gateway) -> None:
+    token = gateway.token(lifetime=timedelta(seconds=4))
+    async with open_socket(gateway, headers={"authorization": f"Bearer {token}"}) as socket:
+        tell(gateway, "task.snapshot", task=finetune_task())
+        assert (await receive(socket))["type"] == "status"
+        message = await receive(socket)
+        assert (message["type"], "expired" in message["data"]["error"]) == ("error", True)
+        assert await closed(socket) == 4401
+    await asyncio.wait_for(gateway.tasks.cancelled.wait(), 10)
+    assert len(gateway.tasks.requests) == 1, "nothing was tried again with it"
 
 
 async def test_it_goes_on_after_a_service_was_away(gateway: Gateway) -> None:

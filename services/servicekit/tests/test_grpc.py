@@ -57,6 +57,27 @@ async def test_strangers_are_turned_away(deployment: Deployment) -> None:
             assert caught.value.reason == reason
 
 
+async def test_a_stream_ends_with_its_callers_token(deployment: Deployment) -> None:
+    cancelled = asyncio.Event()
+
+    async def watch(_: Any) -> AsyncIterator[Any]:
+        yield task_service_pb2.WatchTaskResponse(cursor="1")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    deployment.tasks.watch = watch
+    stub = await deployment.stub(deployment.token(lifetime=timedelta(seconds=4)))
+    watching = aiter(stub.WatchTask(task_service_pb2.WatchTaskRequest(task_id=TASK_ID)))
+    assert (await anext(watching)).cursor == "1"
+    async with asyncio.timeout(20):
+        with pytest.raises(errors.Unauthenticated) as caught:
+            await anext(watching)
+        assert caught.value.reason == "TOKEN_EXPIRED"
+        await cancelled.wait()
+
+
 async def test_every_problem_of_a_request_is_told(deployment: Deployment) -> None:
     stub = await deployment.stub(deployment.token())
     with pytest.raises(errors.InvalidArgument) as caught:

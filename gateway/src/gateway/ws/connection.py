@@ -12,13 +12,14 @@ import orjson
 
 from gateway.http import Request, Send
 from gateway.ws.messages import HEARTBEAT, PONG, Board, Message, failure
-from servicekit.errors import Internal, TunesmithError, Unavailable, from_rpc_error
+from servicekit.errors import Internal, TunesmithError, Unauthenticated, Unavailable, from_rpc_error
 from tunesmith.task.v1 import event_pb2
 
 logger = logging.getLogger(__name__)
 
 NORMAL, GOING_AWAY, POLICY, DEFECT, TRY_AGAIN = 1000, 1001, 1008, 1011, 1013
-_CODES = {Unavailable: TRY_AGAIN, Internal: DEFECT}
+EXPIRED = 4401  # the services end a stream when its caller's token expires
+_CODES = {Unavailable: TRY_AGAIN, Internal: DEFECT, Unauthenticated: EXPIRED}
 RETRIES = 5
 RETRY_SECONDS = 0.5
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -26,7 +28,7 @@ from servicekit.errors import (
     status_details,
     wire_message,
 )
-from servicekit.identity import Principal, Role, TokenVerifier, set_current_principal
+from servicekit.identity import Principal, Role, TokenVerifier, expired, set_current_principal
 from servicekit.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -108,16 +110,18 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             )
         return self._authenticated_only(handler)
 
-    def _authenticate(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+    def _authenticate(self, context: "grpc.aio.ServicerContext[Any, Any]") -> float:
+        """Sets the caller; when the caller's token expires, in seconds since 1970."""
         if self._verifier is None:
             set_current_principal(ANONYMOUS)
-            return
+            return math.inf
         for key, value in context.invocation_metadata() or ():
             if key == "authorization" and isinstance(value, str):
                 scheme, _, token = value.partition(" ")
                 if scheme.lower() == "bearer":
-                    set_current_principal(self._verifier.verify(token))
-                    return
+                    principal, expires = self._verifier.verified(token)
+                    set_current_principal(principal)
+                    return expires
         raise Unauthenticated("the call carries no bearer token", reason="TOKEN_MISSING")
 
     def _unary(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -136,9 +140,10 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         async def call(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[Any]:
             try:
-                self._authenticate(context)
+                deadline = _deadline(self._authenticate(context))
                 validate(behavior, request)
-                async for response in behavior(request, context):
+                responses = behavior(request, context)
+                while (response := await _next(responses, deadline)) is not None:
                     yield response
             except grpc.aio.AbortError:
                 raise
@@ -180,6 +185,22 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 yield response
 
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _deadline(expires: float) -> float | None:
+    """The event loop's time at a time in seconds since 1970; a clock that is set later does not move it."""
+    return None if math.isinf(expires) else asyncio.get_running_loop().time() + expires - time.time()
+
+
+async def _next(responses: AsyncIterator[Any], deadline: float | None) -> Any:
+    """A stream's next response, None at its end. Raises Unauthenticated at the deadline."""
+    try:
+        async with asyncio.timeout_at(deadline) as limit:
+            return await anext(responses, None)
+    except TimeoutError:
+        if limit.expired():
+            raise expired() from None
+        raise
 
 
 async def _let_finish(requests: AsyncIterator[Any]) -> None:

@@ -83,6 +83,11 @@ class TokenIssuer:
         return jwt.encode(claims, self._private_pem, algorithm=ALGORITHM)
 
 
+def expired() -> Unauthenticated:
+    """The error of a token whose time is over."""
+    return Unauthenticated("the token has expired; ask for a new one", reason="TOKEN_EXPIRED")
+
+
 class TokenVerifier:
     """Checks tokens; the only algorithm taken is EdDSA, whatever a token's header says.
 
@@ -95,14 +100,18 @@ class TokenVerifier:
 
     def verify(self, token: str) -> Principal:
         """The caller that a token names. Raises Unauthenticated with the reason."""
+        return self.verified(token)[0]
+
+    def verified(self, token: str) -> tuple[Principal, float]:
+        """The caller that a token names, and when it expires in seconds since 1970. Raises Unauthenticated."""
         principal, expires = self._known.get(token, (None, 0.0))
         if principal is not None and time.time() < expires:
-            return principal
+            return principal, expires
         principal, expires = self._decode(token)
         if len(self._known) >= KNOWN_TOKENS:
             self._known.clear()
         self._known[token] = principal, expires
-        return principal
+        return principal, expires
 
     def _decode(self, token: str) -> tuple[Principal, float]:
         try:
@@ -115,6 +124,6 @@ class TokenVerifier:
             )
             return Principal(str(claims["sub"]), Role(claims["role"])), float(claims["exp"])
         except jwt.ExpiredSignatureError:
-            raise Unauthenticated("the token has expired; ask for a new one", reason="TOKEN_EXPIRED") from None
+            raise expired() from None
         except (jwt.InvalidTokenError, ValueError):
             raise Unauthenticated("the token is not valid", reason="TOKEN_INVALID") from None
