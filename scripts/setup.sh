@@ -45,7 +45,13 @@ fi
 editable=""
 for member in $MEMBERS; do editable="$editable -e $member"; done
 export VIRTUAL_ENV="$PWD/.venv"
-echo "setup: installing the locked packages (about 7 GB the first time)"
+# llama.cpp is built from source: for any processor of this kind, since what it finds on some (AMX) makes it crash.
+if ! command -v c++ >/dev/null && ! command -v clang++ >/dev/null; then
+    echo "setup: a C++ compiler was not found; on Debian and Ubuntu install the package g++" >&2
+    exit 1
+fi
+export CMAKE_ARGS="${CMAKE_ARGS:--DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF}"
+echo "setup: installing the locked packages (about 7 GB the first time; llama.cpp is built, some minutes)"
 .venv/bin/python -m uv pip sync --require-hashes --compile-bytecode requirements.lock
 .venv/bin/python -m uv pip install --quiet --no-deps --no-build-isolation $editable
 echo "$wanted" >"$STAMP"
