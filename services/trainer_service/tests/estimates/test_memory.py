@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from modelkit import forwarding
 from services.trainer_service.tests.estimates import shapes
 from services.trainer_service.tests.estimates.shapes import Blueprint
 from trainer_service.estimates import memory as estimates
 from trainer_service.estimates.memory import Memory, Setting, memory, trained_tensors
 from trainer_service.estimates.optimizers import gradient_bytes, state_bytes
-from trainer_service.recipes import losses
 from trainer_service.recipes.adapters import add_adapter
 from trainer_service.recipes.config import Finetune, LanguageModel, Lora, Quantization, Training
 
@@ -123,8 +123,8 @@ def test_adapters_are_where_they_are_asked_for() -> None:
 
 def test_logits_are_those_of_the_recipe() -> None:
     """What the loss holds at once is said in two places, because the service never loads what the recipe needs."""
-    assert estimates.LOGITS_AT_ONCE == losses.CHUNK_LOGITS
-    assert estimates.LEAST_LOGIT_TOKENS == losses.LEAST_CHUNK
+    assert estimates.LOGITS_AT_ONCE == forwarding.CHUNK_LOGITS
+    assert estimates.LEAST_LOGIT_TOKENS == forwarding.LEAST_CHUNK
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "glm4", "gemma", "phi", "phi3")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from modelkit.chat import IGNORED, Encoded
+from modelkit.collation import collate, forwards
 from modelkit.datasets.splitting import split
 from modelkit.errors import InvalidDataset
 from trainer_service.recipes import packing
-from trainer_service.recipes.collation import collate, forwards
 from trainer_service.recipes.data import Batches, HeldOut, Layout
 from trainer_service.recipes.rows import EncodedRows
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Gemma2Config, MistralConfig
 
+from modelkit import forwarding
+from modelkit.attention import isolates, use_segments
 from modelkit.chat import IGNORED, Encoded
+from modelkit.collation import collate
 from modelkit.loading import load_model
 from modelkit.scratch import FAMILIES
-from trainer_service.recipes import losses
-from trainer_service.recipes.attention import isolates, use_segments
-from trainer_service.recipes.collation import collate
 from trainer_service.recipes.losses import ClassLoss, TokenLoss, evaluate, linear_cross_entropy
 from trainer_service.recipes.precision import Precision
 
@@ -125,8 +125,8 @@ def test_long_sequences_are_attended_to_in_the_format_of_the_job() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_loss_in_chunks_is_the_loss_of_the_whole(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 0})
-    monkeypatch.setattr(losses, "LEAST_CHUNK", 7)
+    monkeypatch.setattr(forwarding, "CHUNK_LOGITS", {"cpu": 0})
+    monkeypatch.setattr(forwarding, "LEAST_CHUNK", 7)
     torch.manual_seed(0)
     head, hidden = nn.Linear(8, 50, bias=bias), torch.randn(33, 8, requires_grad=True)
     targets = torch.randint(50, (33,))

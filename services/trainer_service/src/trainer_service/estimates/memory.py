@@ -22,7 +22,7 @@ SLACK = 0.05
 # a float32 for each 256 of them. int8 has a float32 for each row, which is next to nothing.
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int4": 0.5 + 4 / 64, "int8": 1.0}
 DOUBLE_QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Logits that are there at once, and the fewest tokens that they belong to, as recipes.losses has it.
+# Logits that are there at once, and the fewest tokens that they belong to, as modelkit.forwarding has it.
 LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 28}
 LEAST_LOGIT_TOKENS = 128
 

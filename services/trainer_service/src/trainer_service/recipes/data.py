@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelkit.chat import Encoded
+from modelkit.collation import Batch, by_length, collate, forwards
 from trainer_service.recipes import packing
-from trainer_service.recipes.collation import Batch, by_length, collate, forwards
 from trainer_service.recipes.packing import Arrangement
 from trainer_service.recipes.rows import EncodedRows
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelkit import datasets
+from modelkit.attention import isolates
 from modelkit.chat import ChatEncoder
 from modelkit.datasets import ColumnNames, DataCache, DatasetFiles, DatasetReport, JsonlDataset, Reading
 from modelkit.datasets.splitting import split
 from modelkit.encoders import encoder_for, labels_of
 from modelkit.loading import load_config
-from trainer_service.recipes.attention import isolates
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Batches, HeldOut, Layout
 from trainer_service.recipes.encoding import Encoding, load_tokenizer_of

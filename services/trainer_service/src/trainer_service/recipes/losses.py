@@ -4,7 +4,6 @@ The loss of tokens is computed a chunk at a time, forwards and backwards at once
 exist together (the idea of Cut Your Losses, arXiv:2411.09009, and of the Liger kernels, arXiv:2410.10989).
 """
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +14,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from modelkit.chat import IGNORED
-from trainer_service.recipes.attention import ARCHITECTURES, Segments
-from trainer_service.recipes.collation import Batch, collate
+from modelkit.collation import Batch, collate
+from modelkit.forwarding import base_of, chunks, class_logits, head_is_linear, inputs, labelled_logits
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.world import World
-
-CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}
-LEAST_CHUNK = 128
 
 
 class TokenLoss(nn.Module):
@@ -34,9 +30,7 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        base = base_of(model)
-        self._plain = base.config.model_type in ARCHITECTURES
-        self._takes_columns = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._plain = head_is_linear(model)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum over all labelled tokens of a batch, which is on the model's device."""
@@ -47,15 +41,10 @@ class TokenLoss(nn.Module):
             chosen = (targets != IGNORED).flatten().nonzero().flatten()
             head = base.get_output_embeddings()
             return linear_cross_entropy(hidden.flatten(0, 1)[chosen], head, targets.flatten()[chosen])
-        columns = (targets != IGNORED).any(dim=0).nonzero().flatten()
-        if not len(columns):
-            columns = torch.zeros(1, dtype=torch.long, device=targets.device)
-        if self._takes_columns:
-            logits = self.model(**inputs(batch), logits_to_keep=columns).logits
-        else:
-            logits = self.model(**inputs(batch)).logits[:, columns]
-        wanted = targets[:, columns].flatten()
-        return functional.cross_entropy(logits.flatten(0, 1).float(), wanted, ignore_index=IGNORED, reduction="sum")
+        logits, wanted = labelled_logits(self.model, batch, targets)
+        return functional.cross_entropy(
+            logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
 
 
 class ClassLoss(nn.Module):
@@ -78,33 +67,12 @@ class ClassLoss(nn.Module):
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Of shape (sequences, classes)."""
-        base = base_of(self.model)
-        hidden = base.base_model(**inputs(batch)).last_hidden_state
-        lengths = torch.tensor(batch.lengths, device=hidden.device)
-        if batch.position_ids is not None:
-            last = hidden[0, lengths.cumsum(0) - 1]
-        else:
-            last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-        scores: torch.Tensor = base.score(last)
-        return scores
+        return class_logits(self.model, batch)
 
 
 def objective_of(name: str, model: nn.Module) -> TokenLoss | ClassLoss:
     """The objective of a job: SUPERVISED, PRETRAINING or CLASSIFICATION."""
     return ClassLoss(model) if name == "CLASSIFICATION" else TokenLoss(model)
-
-
-def inputs(batch: Batch) -> dict[str, Any]:
-    """What a model is called with."""
-    given: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.position_ids is not None:
-        given |= {"position_ids": batch.position_ids, "segments": Segments(batch.lengths)}
-    return given
-
-
-def base_of(model: Any) -> Any:
-    """The model without what PEFT wraps it in; its adapted layers stay."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def linear_cross_entropy(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
@@ -124,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_gradient = torch.zeros_like(hidden)
         gradients: list[torch.Tensor | None] = [None] * len(trained)
-        for first, last in _chunks(len(targets), head, hidden.device):
+        for first, last in chunks(len(targets), head, hidden.device):
             part = hidden[first:last].detach().requires_grad_(needs_gradients)
             wanted = targets[first:last, None]
             with torch.set_grad_enabled(needs_gradients):
@@ -150,13 +118,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(parameter) if gradient is None else gradient
-
-
-def _chunks(tokens: int, head: Any, device: torch.device) -> list[tuple[int, int]]:
-    """Ranges of tokens of like size whose logits fit in the room there is for them."""
-    most = max(LEAST_CHUNK, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"]) // int(head.out_features))
-    count = -(-tokens // most)
-    return [(tokens * at // count, tokens * (at + 1) // count) for at in range(count)]
 
 
 @dataclass(slots=True)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from modelkit import attention
 from modelkit.inspection import inspect
 from modelkit.loading import quieten
-from trainer_service.recipes import attention, precision, quantization
+from trainer_service.recipes import precision, quantization
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data_setup import Data, prepare_data
 from trainer_service.recipes.errors import OutputExists
