@@ -12,7 +12,7 @@ from modelkit import datasets
 from modelkit.attention import isolates
 from modelkit.chat import ChatEncoder
 from modelkit.datasets import ColumnNames, DataCache, DatasetFiles, DatasetReport, JsonlDataset, Reading
-from modelkit.datasets.splitting import split
+from modelkit.datasets.parts import parts_of
 from modelkit.encoders import encoder_for, labels_of
 from modelkit.loading import load_config
 from trainer_service.recipes.config import Job
@@ -119,20 +119,21 @@ def read_parts(encoding: Encoding, report: DatasetReport, *, leads: bool) -> Par
     """
     job = encoding.job
     parameters = job.finetune.language_model
-    dataset = JsonlDataset(report.train, max_rows=parameters.max_samples)
-    eval_ratio = 0.0 if report.validation else parameters.eval_ratio
-    test_ratio = 0.0 if report.test else parameters.test_ratio
-    chosen = split(len(dataset), eval_ratio, job.finetune.training.seed, test_ratio)
-    rows, order = encoding.read(report.train, dataset, chosen.train)
+    found = parts_of(
+        report,
+        max_samples=parameters.max_samples,
+        eval_ratio=parameters.eval_ratio,
+        test_ratio=parameters.test_ratio,
+        seed=job.finetune.training.seed,
+    )
+    rows, order = encoding.read(found.train.report, found.train.rows, found.train.positions)
     if not isinstance(rows, DocumentRows):
         require_trainable(rows, order, parameters.max_seq_length)
-    if report.validation:
-        others = JsonlDataset(report.validation)
-        validation, held_out = encoding.read(report.validation, others, np.arange(len(others)))
-    else:
-        validation, held_out = encoding.read(report.train, dataset, chosen.held_out)
+    others = found.validation
+    validation, held_out = encoding.read(others.report, others.rows, others.positions)
     if leads:
-        keep_test_rows(job, dataset, chosen.test)
+        if not report.test:
+            keep_test_rows(job, found.test.rows, found.test.positions)
         rows.prepare(BACKGROUND_DELAY)
     return Parts(rows, order, validation, held_out)
 
