@@ -7,6 +7,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from gateway.backends import connect
+from gateway.guide.spool import Spool
 from gateway.llm_finetuning.routes import llm_finetuning_routes
 from gateway.settings import GatewaySettings
 from gateway.setup import describe
@@ -405,7 +406,8 @@ async def test_every_route_is_described() -> None:
     settings = GatewaySettings(port=0)
     backends = connect(settings)
     served: set[tuple[str, str]] = set()
-    for mount in (training_routes(backends, settings), llm_finetuning_routes(backends, settings)):
+    spool = Spool(settings)
+    for mount in (training_routes(backends, settings, spool), llm_finetuning_routes(backends, settings, spool)):
         assert isinstance(mount, Mount)
         for route in mount.routes:
             assert isinstance(route, Route)

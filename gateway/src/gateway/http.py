@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from servicekit.errors import DeadlineExceeded, InvalidArgument, TunesmithError
+from servicekit.spooling import DATASET_TOO_LARGE, DISK_FULL
 
 Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -39,7 +40,13 @@ _STATUS_OF_CODE = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.UNAUTHENTICATED: 401,
 }
-_STATUS_OF_REASON = {BODY_TOO_LARGE: 413, METHOD_NOT_ALLOWED: 405, HOST_NOT_ALLOWED: 421}
+_STATUS_OF_REASON = {
+    BODY_TOO_LARGE: 413,
+    DATASET_TOO_LARGE: 413,
+    DISK_FULL: 507,
+    METHOD_NOT_ALLOWED: 405,
+    HOST_NOT_ALLOWED: 421,
+}
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 

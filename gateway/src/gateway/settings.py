@@ -1,5 +1,7 @@
 """Settings of the gateway."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from servicekit.settings import ServiceSettings
@@ -19,9 +21,12 @@ class GatewaySettings(ServiceSettings):
     allowed_hosts: tuple[str, ...] = Field((), description="Host names answered to, beside loopback and host itself.")
     cors_origins: tuple[str, ...] = Field((), description="Origins whose pages may call; none by default.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest body of a request.")
-    max_upload_bytes: int = Field(
-        10 * 1024**3, ge=1024, description="Largest file of a form; they pass through the temporary directory."
+    max_upload_bytes: int = Field(10 * 1024**3, ge=1024, description="Largest file of a form.")
+    upload_dir: Path | None = Field(
+        None, description="Where files of forms lie until a service has them; the system's temporary directory without."
     )
+    uploads_at_once: int = Field(16, ge=1, description="Forms taken in at once; more are answered with 429.")
+    uploads_per_user: int = Field(4, ge=1, description="Forms of one user taken in at once.")
     max_connections: int = Field(4096, ge=1, description="Connections at once; more are answered with 503.")
     request_seconds: float = Field(60.0, gt=0, description="Time for a service to answer a call that is no stream.")
     keepalive_seconds: float = Field(15.0, gt=0, description="Time between two signs of life on a quiet stream.")

@@ -18,6 +18,7 @@ from gateway.backends import Backends, connect
 from gateway.finetuning import describe as finetuning
 from gateway.finetuning.routes import finetuning_routes
 from gateway.guide import describe as guide
+from gateway.guide.spool import Spool
 from gateway.health import Health
 from gateway.llm_finetuning import describe as llm_finetuning
 from gateway.llm_finetuning.routes import llm_finetuning_routes
@@ -47,10 +48,12 @@ def build_app(
 ) -> ASGIApp:
     """The application; closing ends its streams."""
     native = NativeApi(build_router(backends), Streams(closing, settings.keepalive_seconds), settings)
+    spool = Spool(settings)
+    spool.prepare()
     surfaces = (
         *finetuning_routes(backends, settings),
-        training_routes(backends, settings),
-        llm_finetuning_routes(backends, settings),
+        training_routes(backends, settings, spool),
+        llm_finetuning_routes(backends, settings, spool),
     )
     pages = build_pages(Health(backends), [*surfaces, *docs_routes(describe)])
     sockets = Sockets(backends, settings, closing)

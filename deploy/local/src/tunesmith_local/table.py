@@ -130,6 +130,7 @@ def _gateway(request: Request, ports: Mapping[str, int]) -> Program:
         "trainer_target": _trainers(request, ports),
         "eval_target": f"{LOOPBACK}:{ports[EVAL]}",
         "export_target": f"{LOOPBACK}:{ports[EXPORT]}",
+        "upload_dir": str(request.data.work / "forms"),
         "allowed_hosts": os.environ.get("TUNESMITH_ALLOWED_HOSTS") or json.dumps(_own_names(request.host)),
     }
     return Program(

@@ -10,21 +10,25 @@ from gateway import http
 from gateway.app import REQUEST
 from gateway.calls import call_metadata
 from gateway.guide.errors import QUERY
+from gateway.guide.spool import Spool
 from gateway.native.api import BODY_NOT_JSON
 from gateway.settings import GatewaySettings
 from parameterkit.messages import received
 from servicekit.errors import InvalidArgument, Problem
+from servicekit.identity import ANONYMOUS
 
 _LONGEST_KEY = 128
 
 
 class Call:
-    """A request with the identity that it is made with."""
+    """A request with the identity that it is made with; spool takes the files of forms."""
 
-    def __init__(self, request: Request, settings: GatewaySettings) -> None:
+    def __init__(self, request: Request, settings: GatewaySettings, spool: Spool) -> None:
         self.http: http.Request = request.scope[REQUEST]
         self.metadata = call_metadata(self.http)
         self.settings = settings
+        self.spool = spool
+        self.user = ANONYMOUS.user
         self._request = request
 
     async def ask(self, method: Any, message: Any) -> Any:

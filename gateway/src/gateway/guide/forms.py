@@ -1,7 +1,6 @@
-"""Multipart forms (RFC 7578), read as they come: fields in memory, files in temporary files without a name."""
+"""Multipart forms (RFC 7578), read as they come: fields in memory, files in the spool."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from gateway.guide.call import Call
+from gateway.guide.spool import Spool
 from gateway.http import BODY_TOO_LARGE, Request, receive_chunks
 from servicekit.errors import InvalidArgument, Problem
 
@@ -56,17 +56,27 @@ class Form:
 async def read_form(call: Call) -> AsyncIterator[Form]:
     """The form of a request; its files are gone at the end of the block.
 
-    Raises InvalidArgument for what is no form or is too large, DeadlineExceeded when it comes too slowly.
+    Raises InvalidArgument for what is no form or is too large, DeadlineExceeded when it comes too slowly, and
+    ResourceExhausted when too many forms are there already or their disk is full.
     """
     settings = call.settings
-    reader = _Reader(_boundary(call.http), settings.max_upload_bytes)
-    try:
-        async for chunk in receive_chunks(call.http, settings.request_seconds):
-            await reader.feed(chunk)
-        yield reader.finish()
-    finally:
-        for file in reader.opened:
-            file.close()
+    boundary = _boundary(call.http)
+    with call.spool.place(call.user):
+        await asyncio.to_thread(call.spool.require_space, _announced(call.http, settings.max_upload_bytes))
+        reader = _Reader(boundary, call.spool, settings.max_upload_bytes)
+        try:
+            async for chunk in receive_chunks(call.http, settings.request_seconds):
+                await reader.feed(chunk)
+            yield reader.finish()
+        finally:
+            for file in reader.opened:
+                file.close()
+
+
+def _announced(request: Request, most: int) -> int:
+    """How many bytes are to be expected, at most those that are taken; 0 when nothing is said of that."""
+    length = request.headers.get(b"content-length", b"")
+    return min(int(length), most) if length.isdigit() else 0
 
 
 def _boundary(request: Request) -> bytes:
@@ -80,8 +90,9 @@ def _boundary(request: Request) -> bytes:
 class _Reader:
     """What the parser finds is queued by its callbacks and worked on between two pieces of the body."""
 
-    def __init__(self, boundary: bytes, most_bytes: int) -> None:
+    def __init__(self, boundary: bytes, spool: Spool, most_bytes: int) -> None:
         self._form = Form()
+        self._spool = spool
         self._most = most_bytes
         self._size = 0
         self.opened: list[IO[bytes]] = []
@@ -156,7 +167,7 @@ class _Reader:
         if not self._name:
             raise InvalidArgument(problems=[Problem("", "a part of the form has no name")])
         if b"filename" in options:
-            file = await asyncio.to_thread(tempfile.TemporaryFile)
+            file = await asyncio.to_thread(self._spool.open)
             self.opened.append(file)
             self._file = FormFile(options[b"filename"].decode(errors="replace"), file)
         else:
@@ -169,7 +180,7 @@ class _Reader:
             if self._size > self._most:
                 message = f"the form's files are larger than {self._most} bytes (TUNESMITH_MAX_UPLOAD_BYTES)"
                 raise InvalidArgument(message, reason=BODY_TOO_LARGE)
-            await asyncio.to_thread(self._file.file.write, piece)
+            await asyncio.to_thread(self._spool.append, self._file.file, piece)
         elif self._text is not None:
             self._text += piece
             if len(self._text) > LONGEST_FIELD:

@@ -14,9 +14,10 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.guide import errors
 from gateway.guide.call import Call
+from gateway.guide.spool import Spool
 from gateway.settings import GatewaySettings
 from servicekit.errors import Internal, TunesmithError, Unauthenticated, from_rpc_error
-from servicekit.identity import TokenVerifier
+from servicekit.identity import Principal, TokenVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +25,26 @@ Action = Callable[[Call], Awaitable[Any]]
 Row = tuple[str, str, Action]
 
 
-def surface(prefix: str, table: Iterable[Row], settings: GatewaySettings) -> BaseRoute:
+def surface(prefix: str, table: Iterable[Row], settings: GatewaySettings, spool: Spool) -> BaseRoute:
     """Routes of (verb, path, action) below a prefix; an action's result is answered as JSON."""
     verifier = TokenVerifier(settings.public_key_file.read_bytes()) if settings.public_key_file else None
     routes = [
-        Route(path, _endpoint(prefix + path, action, verifier, settings), methods=[verb])
+        Route(path, _endpoint(prefix + path, action, verifier, settings, spool), methods=[verb])
         for verb, path, action in table
     ]
     return Mount(prefix, Starlette(routes=routes, exception_handlers={HTTPException: _http_error}))
 
 
 def _endpoint(
-    path: str, action: Action, verifier: TokenVerifier | None, settings: GatewaySettings
+    path: str, action: Action, verifier: TokenVerifier | None, settings: GatewaySettings, spool: Spool
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            call = Call(request, settings)
+            call = Call(request, settings, spool)
             call.http.route = path
             # The services check tokens too; here a bad one is told before anything is read.
             if verifier is not None:
-                verify(verifier, call.http.header(b"authorization"))
+                call.user = verify(verifier, call.http.header(b"authorization")).user
             return errors.answer(await action(call))
         except TunesmithError as error:
             return errors.failed(error)
@@ -57,12 +58,12 @@ def _endpoint(
     return endpoint
 
 
-def verify(verifier: TokenVerifier, authorization: str) -> None:
-    """Raises Unauthenticated unless a header carries a good token."""
+def verify(verifier: TokenVerifier, authorization: str) -> Principal:
+    """The caller that a header's token names. Raises Unauthenticated."""
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Unauthenticated("the request carries no token", reason="TOKEN_MISSING")
-    verifier.verify(token)
+    return verifier.verify(token)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from gateway.guide import uploads, views
 from gateway.guide.call import Call
 from gateway.guide.creation import Creation
 from gateway.guide.forms import read_form
+from gateway.guide.spool import Spool
 from gateway.guide.surface import Action, surface
 from gateway.guide.tasks import GuideTasks
 from gateway.settings import GatewaySettings
@@ -25,7 +26,7 @@ MOST_TOKENS = 8192
 _NOT_MERGED = "merging a finished adapter is not available yet; train with merge_after_training true for a merged model"
 
 
-def llm_finetuning_routes(backends: Backends, settings: GatewaySettings) -> BaseRoute:
+def llm_finetuning_routes(backends: Backends, settings: GatewaySettings, spool: Spool) -> BaseRoute:
     """The surface below its prefix."""
     llm = LlmFinetuning(backends)
     tasks = llm.tasks
@@ -44,7 +45,7 @@ def llm_finetuning_routes(backends: Backends, settings: GatewaySettings) -> Base
         ("POST", "/test", llm.test),
         ("GET", "/export/{task_id}", llm.export),
     ]
-    return surface(PREFIX, table, settings)
+    return surface(PREFIX, table, settings, spool)
 
 
 class LlmFinetuning:

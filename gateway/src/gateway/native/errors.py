@@ -6,9 +6,11 @@ import orjson
 
 from gateway.http import Header, Send, http_status, respond
 from servicekit.errors import DOMAIN, Problem, TunesmithError, Unauthenticated, Unavailable
+from servicekit.spooling import TOO_MANY_UPLOADS
 
 _TYPE = "type.googleapis.com/google.rpc"
 _RETRY: tuple[Header, ...] = ((b"retry-after", b"1"),)
+_RETRY_LATER: tuple[Header, ...] = ((b"retry-after", b"5"),)
 _CHALLENGE: tuple[Header, ...] = ((b"www-authenticate", b"Bearer"),)
 
 
@@ -42,6 +44,8 @@ def headers(error: TunesmithError) -> tuple[Header, ...]:
     """Headers that go with an error's status."""
     if isinstance(error, Unauthenticated):
         return _CHALLENGE
+    if error.reason == TOO_MANY_UPLOADS:
+        return _RETRY_LATER
     return _RETRY if isinstance(error, Unavailable) else ()
 
 

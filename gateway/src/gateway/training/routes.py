@@ -10,6 +10,7 @@ from gateway.guide.call import Call
 from gateway.guide.creation import LANGUAGE_MODEL, MODALITIES, MODEL_TYPE, Creation
 from gateway.guide.errors import QUERY
 from gateway.guide.forms import read_form
+from gateway.guide.spool import Spool
 from gateway.guide.surface import surface
 from gateway.guide.tasks import GuideTasks
 from gateway.settings import GatewaySettings
@@ -24,7 +25,7 @@ SURFACE = "training"
 _DATASET_PAGE = 1000
 
 
-def training_routes(backends: Backends, settings: GatewaySettings) -> BaseRoute:
+def training_routes(backends: Backends, settings: GatewaySettings, spool: Spool) -> BaseRoute:
     """The surface below its prefix."""
     training = Training(backends)
     tasks = training.tasks
@@ -43,7 +44,7 @@ def training_routes(backends: Backends, settings: GatewaySettings) -> BaseRoute:
         ("POST", "/image-classifier", training.image_classifier),
         ("POST", "/object-detection", training.object_detection),
     ]
-    return surface(PREFIX, table, settings)
+    return surface(PREFIX, table, settings, spool)
 
 
 class Training:

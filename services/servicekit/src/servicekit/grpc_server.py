@@ -28,7 +28,7 @@ from servicekit.errors import (
     status_details,
     wire_message,
 )
-from servicekit.identity import Principal, Role, TokenVerifier, expired, set_current_principal
+from servicekit.identity import ANONYMOUS, TokenVerifier, expired, set_current_principal
 from servicekit.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 # The messages of a call that is cut off end like those of one that is whole; its cancellation comes right after.
 CUT_OFF_SECONDS = 0.05
 FINISH_SECONDS = 1.0
-ANONYMOUS = Principal("local", Role.ADMIN)
 
 if TYPE_CHECKING:
     Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]

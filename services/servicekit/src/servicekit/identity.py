@@ -41,6 +41,9 @@ class Principal:
         return self.role is Role.SERVICE
 
 
+# Everybody, in a deployment without authentication.
+ANONYMOUS = Principal("local", Role.ADMIN)
+
 _principal: ContextVar[Principal] = ContextVar("principal")
 
 
