@@ -27,7 +27,7 @@ from task_service.garbage import GarbageCollector
 from task_service.leader import keep_running
 from task_service.reconciler import Reconciler
 from task_service.settings import TaskServiceSettings
-from task_service.setup import Trainer, duties, servicers
+from task_service.setup import Checks, duties, servicers
 from tests.support.waiting import eventually
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import event_pb2, spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
@@ -38,15 +38,21 @@ ISSUER = TokenIssuer(PRIVATE_KEY)
 
 @dataclass
 class Checker:
-    """Stands for the trainer service: says what the test wants said."""
+    """Stands for the services that do the work: says what the test wants said."""
 
     found: list[Problem] = field(default_factory=list)
     error: Exception | None = None
     calls: int = 0
     identities: list[Any] = field(default_factory=list)
+    specs: list[spec_pb2.TaskSpec] = field(default_factory=list)
+    sources: list[task_service_pb2.TaskSource | None] = field(default_factory=list)
 
-    async def problems(self, spec: spec_pb2.TaskSpec, identity: Any) -> list[Problem]:
+    async def problems(
+        self, spec: spec_pb2.TaskSpec, source: task_service_pb2.TaskSource | None, identity: Any
+    ) -> list[Problem]:
         self.calls += 1
+        self.specs.append(spec)
+        self.sources.append(source)
         self.identities.append(identity)
         if self.error is not None:
             raise self.error
@@ -110,6 +116,10 @@ class Client:
 
     async def delete(self, task_id: str, force: bool = False) -> None:
         await self.stub.DeleteTask(task_service_pb2.DeleteTaskRequest(task_id=task_id, force=force))
+
+    async def source(self, task_id: str) -> task_service_pb2.TaskSource:
+        request = task_service_pb2.GetTaskSourceRequest(task_id=task_id)
+        return (await self.stub.GetTaskSource(request)).source
 
     async def checkpoints(self, task_id: str) -> list[task_pb2.Checkpoint]:
         request = task_service_pb2.ListCheckpointsRequest(task_id=task_id)
@@ -187,7 +197,7 @@ class Service:
         self.settings = settings
         self.checker = Checker()
         self.dataset_checker = DatasetCheckerStub()
-        self.trainer = Trainer(self.checker, self.dataset_checker)
+        self.checks = Checks(self.checker, self.dataset_checker)
         self.relay = Relay(core.outbox, core.database.sessions, bus)
         self.facts = FactConsumer(core, bus)
         self.garbage = GarbageCollector(core.database, objects)
@@ -228,7 +238,8 @@ class Service:
 
     async def queued(self, task: task_pb2.Task) -> int:
         """The attempt that the newest message of a task in the queue names, 0 without one."""
-        found = await self.bus.last_message(subjects.WORK, subjects.work("finetune", task.pool, task.id))
+        kind = task.spec.WhichOneof("work") or "finetune"
+        found = await self.bus.last_message(subjects.WORK, subjects.work(kind, task.pool, task.id))
         return fact_pb2.WorkItem.FromString(found[1]).attempt if found else 0
 
     async def events(self, task_id: str) -> list[event_pb2.TaskEvent]:
@@ -305,7 +316,7 @@ async def running_service(directory: Path, database_url: str, nats_url: str, **s
     await bus.ensure_streams()
     service = Service(core, bus, objects, chosen)
     try:
-        async with running_server(chosen, servicers(core, bus, objects, service.trainer, chosen)) as server:
+        async with running_server(chosen, servicers(core, bus, objects, service.checks, chosen)) as server:
             service.target = f"127.0.0.1:{server.port}"
             yield service
             await service.close()

@@ -1,6 +1,7 @@
 """Accepting tasks: once for each request id, checked, with every default filled in."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from servicekit.errors import (
 )
 from servicekit.grpc_client import open_channel
 from services.task_service.tests.harness import Client, Service, create_request, language_model_spec
-from task_service.spec_check import TrainerSpecChecker
+from task_service.spec_check import evaluation_checker, export_checker, trainer_checker
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
 
 DEFAULT, USER = task_pb2.PARAMETER_SOURCE_DEFAULT, task_pb2.PARAMETER_SOURCE_USER
@@ -189,11 +190,6 @@ LM = spec_pb2.LanguageModelParameters
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (spec_pb2.TaskSpec(evaluate=spec_pb2.EvaluateSpec(source_task_id="x")), "KIND_NOT_AVAILABLE"),
-        (
-            spec_pb2.TaskSpec(export=spec_pb2.ExportSpec(source_task_id="x", format=spec_pb2.EXPORT_FORMAT_GGUF)),
-            "KIND_NOT_AVAILABLE",
-        ),
         (
             spec_pb2.TaskSpec(prepare=spec_pb2.PrepareSpec(dataset=spec_pb2.DatasetSource(path="d"))),
             "KIND_NOT_AVAILABLE",
@@ -222,9 +218,11 @@ async def test_the_trainer_may_refuse_too(service: Service, alice: Client) -> No
         await alice.create()
 
 
-async def test_an_unreachable_trainer_does_not_block(unused_tcp_port: int) -> None:
+@pytest.mark.parametrize("checker", [trainer_checker, evaluation_checker, export_checker])
+async def test_a_service_that_cannot_be_reached_does_not_block(unused_tcp_port: int, checker: Any) -> None:
     channel = open_channel(f"127.0.0.1:{unused_tcp_port}")
-    assert await TrainerSpecChecker(channel, 5.0).problems(language_model_spec(), None) == []
+    spec, source = language_model_spec(), task_service_pb2.TaskSource()
+    assert await checker(channel, 5.0).problems(spec, source, None) == []
     await channel.close()
 
 

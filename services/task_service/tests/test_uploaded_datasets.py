@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from servicekit import spooling
 from servicekit.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -25,6 +26,7 @@ from servicekit.errors import (
 )
 from servicekit.grpc_client import open_channel
 from servicekit.identity import Role
+from servicekit.spooling import Places
 from services.task_service.tests.harness import Client, Service, language_model_spec, running_service
 from task_service.database.models import DatasetRow, GarbageRow
 from task_service.datasets import receiving
@@ -128,7 +130,7 @@ def test_what_a_killed_service_left_is_cleared(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "data").write_bytes(b"half")
     os.utime(old, (0, 0))
-    receiving.Inbox(tmp_path / "uploads", 1).prepare()
+    receiving.Inbox(tmp_path / "uploads", 1, Places(1, 1)).prepare()
     assert not old.exists()
     assert new.exists(), "another replica may be at it"
 
@@ -252,7 +254,7 @@ async def test_too_large_an_upload_is_refused(
 
 @sqlite_only
 async def test_a_full_disk_is_told(service: Service, alice: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiving, "RESERVE_BYTES", 1 << 60)
+    monkeypatch.setattr(spooling, "RESERVE_BYTES", 1 << 60)
     with pytest.raises(ResourceExhausted) as caught:
         await upload(alice)
     assert caught.value.reason == "DISK_FULL"

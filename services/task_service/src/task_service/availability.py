@@ -3,7 +3,7 @@
 from servicekit.errors import Unimplemented
 from tunesmith.task.v1 import spec_pb2
 
-KINDS = {"evaluate": "evaluations", "export": "exports", "prepare": "dataset preparation"}
+KINDS = {"prepare": "dataset preparation"}
 
 
 def require_available(spec: spec_pb2.TaskSpec) -> None:
@@ -11,9 +11,8 @@ def require_available(spec: spec_pb2.TaskSpec) -> None:
     kind = spec.WhichOneof("work") or ""
     if kind in KINDS:
         raise _not_available(f"tasks for {KINDS[kind]} are not available yet", "KIND_NOT_AVAILABLE", kind)
-    finetune = spec.finetune
-    modality = finetune.WhichOneof("modality") or ""
-    if modality != "language_model":
+    modality = spec.finetune.WhichOneof("modality") or ""
+    if kind == "finetune" and modality != "language_model":
         words = modality.replace("_", "-")
         raise _not_available(f"training of {words} models is not available yet", "MODALITY_NOT_AVAILABLE", modality)
 

@@ -1,6 +1,7 @@
 """Parameters that were not given take the platform's defaults; where the value of each came from."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -11,6 +12,22 @@ from tunesmith.task.v1 import spec_pb2, task_pb2
 _DEFAULTS = tuple((BY_NAME[name], value) for name, value in defaults().items())
 _DERIVED = tuple((BY_NAME[name], BY_NAME[origin]) for name, origin in rules.DERIVED.items())
 _LANGUAGE_MODEL = "language_model."
+
+_GGUF = (spec_pb2.EXPORT_FORMAT_GGUF, spec_pb2.EXPORT_FORMAT_GGUF_BASE)
+
+MIN_SAMPLES, MAX_SAMPLES = 5, 20
+SAMPLE_RATIO, SAMPLE_SEED = 0.3, 42
+QUANTIZATION = "Q4_K_M"
+SAMPLING: Mapping[str, float] = {
+    "max_tokens": 256,
+    "temperature": 0.3,
+    "top_p": 0.9,
+    "top_k": 20,
+    "min_p": 0.0,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.0,
+    "seed": 42,
+}
 
 Sources = dict[str, int]
 
@@ -34,6 +51,10 @@ def fill(
     }
     if spec.HasField("finetune"):
         _fill_finetune(spec.finetune)
+    elif spec.HasField("evaluate"):
+        _fill_evaluate(spec.evaluate)
+    elif spec.HasField("export"):
+        _fill_export(spec.export)
     for path in set_fields(spec):
         sources.setdefault(path, task_pb2.PARAMETER_SOURCE_DEFAULT)
     return sources
@@ -51,6 +72,35 @@ def _fill_finetune(finetune: spec_pb2.FinetuneSpec) -> None:
     for row, origin in _DERIVED:
         if not is_set(finetune, row.path):
             assign(finetune, row, rules.value(finetune, origin.path))
+
+
+def _fill_evaluate(evaluate: spec_pb2.EvaluateSpec) -> None:
+    """The bound of the samples that is not given gives way to the one that is."""
+    fewest = evaluate.min_samples if evaluate.HasField("min_samples") else MIN_SAMPLES
+    most = evaluate.max_samples if evaluate.HasField("max_samples") else max(MAX_SAMPLES, fewest)
+    values = {
+        "max_samples": most,
+        "min_samples": min(fewest, most),
+        "sample_ratio": SAMPLE_RATIO,
+        "seed": SAMPLE_SEED,
+    }
+    if not evaluate.HasField("dataset"):
+        values["split"] = spec_pb2.EVALUATION_SPLIT_AUTO
+    _set_missing(evaluate, values)
+    _set_missing(evaluate.sampling, SAMPLING)
+
+
+def _fill_export(export: spec_pb2.ExportSpec) -> None:
+    if export.format in _GGUF:
+        if not export.quantizations:
+            export.quantizations.append(QUANTIZATION)
+        _set_missing(export, {"modelfile": True})
+
+
+def _set_missing(message: Any, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not message.HasField(name):
+            setattr(message, name, value)
 
 
 def set_fields(message: Message, prefix: str = "") -> Iterator[str]:

@@ -12,6 +12,7 @@ from task_service.commands.query import Queries
 from task_service.commands.steer import Steering
 from task_service.commands.work import Work
 from task_service.datasets.servicer import identity
+from task_service.sources.describe import Sources
 from task_service.streams.log_reader import LogReader
 from task_service.streams.metrics import MetricReader
 from task_service.streams.watch import TaskWatcher
@@ -34,6 +35,7 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
     all_watcher: AllTasksWatcher
     logs: LogReader
     metrics: MetricReader
+    sources: Sources
 
     @validates_itself
     async def CreateTask(self, request: pb.CreateTaskRequest, context: Context) -> pb.CreateTaskResponse:
@@ -61,6 +63,9 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
         return pb.ListCheckpointsResponse(
             checkpoints=await self.queries.checkpoints(current_principal(), request.task_id)
         )
+
+    async def GetTaskSource(self, request: pb.GetTaskSourceRequest, context: Context) -> pb.GetTaskSourceResponse:
+        return pb.GetTaskSourceResponse(source=await self.sources.get(current_principal(), request.task_id))
 
     async def ClaimTask(self, request: pb.ClaimTaskRequest, context: Context) -> pb.ClaimTaskResponse:
         return await self.work.claim(current_principal(), request.task_id, request.attempt, request.worker)

@@ -16,13 +16,24 @@ class TaskServiceSettings(ServiceSettings):
         "sqlite:////var/lib/tunesmith/tasks.db", description="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME."
     )
     trainer_target: str | None = Field(
-        None, description="Address of the trainer service, which checks tasks before they are accepted."
+        None, description="Address of the trainer service, which checks trainings before they are accepted."
+    )
+    eval_service_target: str | None = Field(
+        None, description="Address of the evaluation service, which checks evaluations before they are accepted."
+    )
+    export_service_target: str | None = Field(
+        None, description="Address of the export service, which checks exports before they are accepted."
     )
     check_spec_seconds: float = Field(30.0, gt=0, description="Time for that check.")
     check_dataset_seconds: float = Field(600.0, gt=0, description="Time for checking the rows of an uploaded dataset.")
     max_upload_bytes: int = Field(10 * 1024**3, gt=0, description="Largest file that may be uploaded as a dataset.")
     upload_dir: Path | None = Field(
         None, description="Where uploads lie until they are stored; the system's temporary directory without one."
+    )
+    uploads_at_once: int = Field(16, ge=1, description="Uploads taken in at once; more are refused.")
+    uploads_per_user: int = Field(4, ge=1, description="Uploads of one user taken in at once.")
+    dataset_bytes_per_user: int = Field(
+        0, ge=0, description="Bytes that the uploaded datasets of one user may have in all; 0 is unlimited."
     )
     checkpoint_quota: int = Field(
         -1, ge=-1, description="Checkpoints a month of users for whom no administrator set a quota; -1 is unlimited."

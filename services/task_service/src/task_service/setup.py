@@ -14,6 +14,7 @@ from servicekit.grpc_server import Servicer, running_server
 from servicekit.objects import ObjectStore, open_object_store
 from servicekit.outbox import Outbox, Relay
 from servicekit.runtime import shutdown_event
+from servicekit.spooling import Places
 from task_service.commands.core import Core
 from task_service.commands.create import CreateTask
 from task_service.commands.query import Queries
@@ -26,6 +27,7 @@ from task_service.datasets.checking import DatasetChecker, TrainerDatasetChecker
 from task_service.datasets.queries import Datasets
 from task_service.datasets.receiving import Inbox
 from task_service.datasets.servicer import DatasetServicer
+from task_service.datasets.storage import StorageLimit
 from task_service.datasets.upload import UploadDataset
 from task_service.facts.consumer import FactConsumer, facts_waiting
 from task_service.garbage import GarbageCollector
@@ -35,7 +37,14 @@ from task_service.quotas.servicer import QuotaServicer
 from task_service.reconciler import Reconciler
 from task_service.servicer import TaskServicer
 from task_service.settings import TaskServiceSettings
-from task_service.spec_check import SpecChecker, TrainerSpecChecker
+from task_service.sources.describe import Sources
+from task_service.spec_check import (
+    SpecChecker,
+    SpecCheckers,
+    evaluation_checker,
+    export_checker,
+    trainer_checker,
+)
 from task_service.streams.archives import LogArchives
 from task_service.streams.deadletters import DeadLetters
 from task_service.streams.log_archiver import LogArchiver
@@ -62,19 +71,31 @@ from tunesmith.task.v1 import (
 
 
 @dataclass(frozen=True, slots=True)
-class Trainer:
-    """What trainers check for the task service."""
+class Checks:
+    """What other services check for the task service."""
 
     specs: SpecChecker
-    datasets: DatasetChecker
+    datasets: DatasetChecker | None
+
+
+def _dataset_servicer(
+    core: Core, objects: ObjectStore, checker: DatasetChecker | None, settings: TaskServiceSettings
+) -> DatasetServicer:
+    places = Places(settings.uploads_at_once, settings.uploads_per_user)
+    inbox = Inbox(settings.upload_dir, settings.max_upload_bytes, places)
+    inbox.prepare()
+    storage = StorageLimit(settings.dataset_bytes_per_user)
+    return DatasetServicer(
+        upload=UploadDataset(core.database, objects, checker, inbox, storage), datasets=Datasets(core.database)
+    )
 
 
 def servicers(
-    core: Core, bus: EventBus, objects: ObjectStore, trainer: Trainer | None, settings: TaskServiceSettings
+    core: Core, bus: EventBus, objects: ObjectStore, checks: Checks, settings: TaskServiceSettings
 ) -> list[Servicer]:
     """What the server serves."""
     task = TaskServicer(
-        create=CreateTask(core, trainer.specs if trainer else None),
+        create=CreateTask(core, checks.specs),
         steering=Steering(core),
         work=Work(core, lambda task_id: facts_waiting(bus, task_id)),
         queries=Queries(core.database),
@@ -82,13 +103,9 @@ def servicers(
         all_watcher=AllTasksWatcher(bus, core.database),
         logs=LogReader(bus, objects, LogArchives(core.database)),
         metrics=MetricReader(core.database),
+        sources=Sources(core.database),
     )
-    inbox = Inbox(settings.upload_dir, settings.max_upload_bytes)
-    inbox.prepare()
-    dataset = DatasetServicer(
-        upload=UploadDataset(core.database, objects, trainer.datasets if trainer else None, inbox),
-        datasets=Datasets(core.database),
-    )
+    dataset = _dataset_servicer(core, objects, checks.datasets, settings)
     tasks = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"]
     datasets = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
     templates = template_service_pb2.DESCRIPTOR.services_by_name["TemplateService"]
@@ -111,11 +128,23 @@ def servicers(
     ]
 
 
-def _trainer(channel: grpc.aio.Channel, settings: TaskServiceSettings) -> Trainer:
-    return Trainer(
-        TrainerSpecChecker(channel, settings.check_spec_seconds),
-        TrainerDatasetChecker(channel, settings.check_dataset_seconds),
-    )
+def _channels(settings: TaskServiceSettings) -> dict[str, grpc.aio.Channel]:
+    """A channel to each service that checks work, by the kind of work; those without an address are left out."""
+    targets = {
+        "finetune": settings.trainer_target,
+        "evaluate": settings.eval_service_target,
+        "export": settings.export_service_target,
+    }
+    token = settings.service_token()
+    return {kind: open_channel(target, token) for kind, target in targets.items() if target}
+
+
+def _checks(channels: Mapping[str, grpc.aio.Channel], settings: TaskServiceSettings) -> Checks:
+    make = {"finetune": trainer_checker, "evaluate": evaluation_checker, "export": export_checker}
+    specs = {kind: make[kind](channel, settings.check_spec_seconds) for kind, channel in channels.items()}
+    trainer = channels.get("finetune")
+    datasets = TrainerDatasetChecker(trainer, settings.check_dataset_seconds) if trainer else None
+    return Checks(SpecCheckers(specs), datasets)
 
 
 def duties(core: Core, bus: EventBus, objects: ObjectStore, settings: TaskServiceSettings) -> Mapping[str, Duty]:
@@ -149,13 +178,13 @@ async def run(settings: TaskServiceSettings) -> None:
         password=settings.nats_password_value(),
     )
     await bus.ensure_streams()
-    channel = open_channel(settings.trainer_target, settings.service_token()) if settings.trainer_target else None
-    trainer = _trainer(channel, settings) if channel else None
+    channels = _channels(settings)
+    checks = _checks(channels, settings)
     background = asyncio.create_task(
         lead(Lease(core.database, settings.leader_seconds), duties(core, bus, objects, settings))
     )
     try:
-        async with running_server(settings, servicers(core, bus, objects, trainer, settings)):
+        async with running_server(settings, servicers(core, bus, objects, checks, settings)):
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({stopped, background}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -164,7 +193,7 @@ async def run(settings: TaskServiceSettings) -> None:
     finally:
         background.cancel()
         await asyncio.gather(background, return_exceptions=True)
-        if channel is not None:
+        for channel in channels.values():
             await channel.close()
         await bus.close()
         await objects.close()

@@ -19,6 +19,7 @@ from task_service.database.models import (
     TaskDependencyRow,
     TaskLabelRow,
     TaskRow,
+    TaskSourceRow,
     TaskSpecRow,
 )
 from task_service.domain.lifecycle import State
@@ -84,6 +85,16 @@ async def test_it_waits_for_tasks_that_read_the_output(world: World) -> None:
         session.add(TaskDependencyRow(task_number=dependent.number, position=0, depends_on=A))
     assert await reaper(world).reap_due() == 0
     await world.set_task(dependent, state=State.COMPLETED)
+    assert await reaper(world).reap_due() == 1
+
+
+async def test_it_waits_for_tasks_that_start_from_it(world: World) -> None:
+    await full_task(world, A, delete_time=1)
+    export = await world.create_task(B, state=State.RUNNING)
+    async with world.database.sessions.begin() as session:
+        session.add(TaskSourceRow(task_number=export.number, source_id=A, steps=[5]))
+    assert await reaper(world).reap_due() == 0
+    await world.set_task(export, state=State.FAILED)
     assert await reaper(world).reap_due() == 1
 
 

@@ -13,6 +13,7 @@ from servicekit.grpc_server import violations
 from servicekit.identity import Principal
 from task_service.availability import require_available
 from task_service.commands.core import Core
+from task_service.commands.create_checks import dependency_problems, text_problems, waits
 from task_service.commands.recorder import Recorder
 from task_service.commands.repair import without_violations
 from task_service.convert import task_message
@@ -20,24 +21,21 @@ from task_service.database import lifecycles
 from task_service.database.access import current_time
 from task_service.database.listing import label_digest
 from task_service.database.models import TaskDependencyRow, TaskLabelRow, TaskRow, TaskSpecRow, UserRow
-from task_service.database.tasks import TaskRepository, visible_to
+from task_service.database.tasks import TaskRepository
 from task_service.datasets.use import dataset_problems, use_dataset
 from task_service.defaults import Sources, fill
 from task_service.domain.lifecycle import Lifecycle, State
 from task_service.events import KIND_WORDS
 from task_service.ids import new_id
 from task_service.quotas.admission import require_quota
+from task_service.sources.use import Plan, plan_source, share_tasks, use_source
+from task_service.sources.wish import source_wish
 from task_service.spec_check import Metadata, SpecChecker
 from task_service.templates.applying import apply_template, template_misfits
 from task_service.templates.use_cases import Templates
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
 DEFAULT_POOL = "default"
-LABEL_KEY_LENGTH = 256
-LABEL_VALUE_LENGTH = 65_536
-OUTPUT_OF = "task:"
-# Events carry the whole task, and the broker takes messages of up to a megabyte.
-MAX_REQUEST_BYTES = 256 * 1024
 
 _KIND_OF_WORD = {word: kind for kind, word in KIND_WORDS.items()}
 
@@ -66,7 +64,8 @@ class CreateTask:
         if broken := violations(request):
             raise InvalidArgument(problems=broken + await self._other_problems(principal, request, broken, identity))
         require_available(request.spec)
-        if problems := await self._problems(principal, request, request.spec, identity):
+        problems, plan = await self._problems(principal, request, request.spec, identity)
+        if problems:
             raise InvalidArgument(problems=problems)
         spec = spec_pb2.TaskSpec()
         spec.CopyFrom(request.spec)
@@ -74,7 +73,7 @@ class CreateTask:
         if request.validate_only:
             async with self.core.database.caller(), self.core.database.reading(single_statement=True) as session:
                 await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
-            return _preview(principal, request, spec, sources)
+            return _preview(principal, request, spec, sources, _depends_on(request, plan))
         return await self._create(principal, request, spec, sources, fingerprint)
 
     async def _with_template(
@@ -101,16 +100,20 @@ class CreateTask:
         request: task_service_pb2.CreateTaskRequest,
         spec: spec_pb2.TaskSpec,
         identity: Metadata | None,
-    ) -> list[Problem]:
+    ) -> tuple[list[Problem], Plan | None]:
+        """What is wrong with a request that has this spec, and what an evaluation or export starts from."""
         problems = text_problems(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
-            problems += await _dependency_problems(session, principal, request)
-            problems += await dataset_problems(session, principal, spec)
-        if self.checker is not None:
+            problems += await dependency_problems(session, principal, request)
+            plan = await plan_source(session, principal, spec, request.depends_on)
+            source = plan.source if plan else None
+            problems += plan.problems if plan else []
+            problems += await dataset_problems(session, principal, spec, source)
+        if self.checker is not None and (plan is None or not plan.problems):
             known = {problem.field for problem in problems}
-            found = await self.checker.problems(spec, identity)
+            found = await self.checker.problems(_as_checked(spec), source, identity)
             problems += [problem for problem in found if problem.field not in known]
-        return problems
+        return problems, plan
 
     async def _other_problems(
         self,
@@ -125,7 +128,7 @@ class CreateTask:
             return []
         try:
             require_available(spec)
-            return await self._problems(principal, request, spec, identity)
+            return (await self._problems(principal, request, spec, identity))[0]
         except Unimplemented as error:
             return [Problem("spec", error.message)]
 
@@ -142,11 +145,19 @@ class CreateTask:
             if existing is not None:
                 return existing
             await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
-            waits = await _waits(session, principal, request.depends_on)
-            row = await _insert(session, principal, request, spec, sources, fingerprint)
-            await use_dataset(session, principal, row, spec)
+            wish = source_wish(spec)
+            rows = await share_tasks(session, principal, {*request.depends_on, *([wish.task_id] if wish else [])})
+            plan = await plan_source(session, principal, spec, request.depends_on)
+            if plan is not None and plan.problems:
+                raise InvalidArgument(problems=plan.problems)
+            depends_on = _depends_on(request, plan)
+            blocked = waits(depends_on, rows)
+            row = await _insert(session, principal, request, spec, sources, fingerprint, depends_on)
+            await use_dataset(session, principal, row, spec, plan.source if plan else None)
+            if plan is not None:
+                use_source(session, row, plan)
             recorder = Recorder(session, self.core.outbox, row.create_time)
-            lifecycle = Lifecycle(blocked=waits)
+            lifecycle = Lifecycle(blocked=blocked)
             await recorder.apply(row, lifecycle, lifecycle.created())
             return await recorder.message(row)
 
@@ -194,57 +205,18 @@ async def _made_before(
     return task_message(details)
 
 
-def text_problems(request: task_service_pb2.CreateTaskRequest) -> list[Problem]:
-    """Texts that cannot be stored, and dependencies that the spec names but the request does not."""
-    texts = {"name": request.name, "description": request.description, "request_id": request.request_id}
-    texts |= {f"labels[{key!r}]": key + value for key, value in request.labels.items()}
-    texts |= {"spec.finetune.base_model": request.spec.finetune.base_model}
-    problems = [Problem(name, "must not contain the NUL character") for name, text in texts.items() if "\0" in text]
-    problems += [
-        Problem(f"labels[{key!r}]", f"keys have up to {LABEL_KEY_LENGTH} and values up to {LABEL_VALUE_LENGTH} letters")
-        for key, value in request.labels.items()
-        if not 0 < len(key) <= LABEL_KEY_LENGTH or len(value) > LABEL_VALUE_LENGTH
-    ]
-    if request.ByteSize() > MAX_REQUEST_BYTES:
-        problems.append(
-            Problem("", f"the request has {request.ByteSize()} bytes; at most {MAX_REQUEST_BYTES} can be kept")
-        )
-    base_model = request.spec.finetune.base_model
-    if base_model.startswith(OUTPUT_OF) and base_model.removeprefix(OUTPUT_OF) not in request.depends_on:
-        problems.append(
-            Problem("spec.finetune.base_model", f"{base_model} is the output of a task: name that task in depends_on")
-        )
-    return problems
+def _depends_on(request: task_service_pb2.CreateTaskRequest, plan: Plan | None) -> list[str]:
+    return plan.depends_on(request.depends_on) if plan else list(request.depends_on)
 
 
-async def _dependency_problems(
-    session: AsyncSession, principal: Principal, request: task_service_pb2.CreateTaskRequest
-) -> list[Problem]:
-    wanted = list(request.depends_on)
-    if not wanted:
-        return []
-    query = select(TaskRow.id, TaskRow.state).where(TaskRow.id.in_(wanted), visible_to(principal))
-    states = dict((await session.execute(query)).all())
-    return [
-        Problem(f"depends_on[{index}]", f"there is no task {task_id}")
-        if task_id not in states
-        else Problem(f"depends_on[{index}]", f"task {task_id} is {State(states[task_id]).name}; resume it first")
-        for index, task_id in enumerate(wanted)
-        if states.get(task_id) in (None, State.FAILED, State.STOPPED)
-    ]
-
-
-async def _waits(session: AsyncSession, principal: Principal, depends_on: Sequence[str]) -> bool:
-    """Whether a dependency is unfinished. They stay locked, so that none can end unseen before this commits."""
-    if not depends_on:
-        return False
-    query = select(TaskRow).where(TaskRow.id.in_(depends_on), visible_to(principal)).order_by(TaskRow.number)
-    rows = list(await session.scalars(query.with_for_update(read=True)))
-    ended = {row.id for row in rows if row.state in (State.FAILED, State.STOPPED)}
-    gone = [task_id for task_id in depends_on if task_id in ended or task_id not in {row.id for row in rows}]
-    if gone:
-        raise InvalidArgument(problems=[Problem("depends_on", f"task {task_id} has ended") for task_id in gone])
-    return any(row.state != State.COMPLETED for row in rows)
+def _as_checked(spec: spec_pb2.TaskSpec) -> spec_pb2.TaskSpec:
+    """The spec that the service which will do the work looks at: what a trainer misses it fills in by itself."""
+    if spec.HasField("finetune"):
+        return spec
+    filled = spec_pb2.TaskSpec()
+    filled.CopyFrom(spec)
+    fill(filled, ())
+    return filled
 
 
 async def _insert(
@@ -254,6 +226,7 @@ async def _insert(
     spec: spec_pb2.TaskSpec,
     sources: Sources,
     fingerprint: str,
+    depends_on: Sequence[str],
 ) -> TaskRow:
     owner_number = await _user_number(session, principal.user)
     now = await current_time(session)
@@ -280,7 +253,7 @@ async def _insert(
             spec=spec.SerializeToString(),
             parameter_sources=sources,
             labels=dict(request.labels),
-            depends_on=list(request.depends_on),
+            depends_on=list(depends_on),
             owner_number=owner_number,
         )
     )
@@ -289,7 +262,7 @@ async def _insert(
     )
     session.add_all(
         TaskDependencyRow(task_number=row.number, position=position, depends_on=task_id)
-        for position, task_id in enumerate(request.depends_on)
+        for position, task_id in enumerate(depends_on)
     )
     await session.flush()
     return row
@@ -314,6 +287,7 @@ def _preview(
     request: task_service_pb2.CreateTaskRequest,
     spec: spec_pb2.TaskSpec,
     sources: Sources,
+    depends_on: Sequence[str],
 ) -> task_pb2.Task:
     task = task_pb2.Task(
         name=request.name,
@@ -323,7 +297,7 @@ def _preview(
         spec=spec,
         state=task_pb2.STATE_PENDING,
         run=1,
-        depends_on=request.depends_on,
+        depends_on=depends_on,
         labels=request.labels,
         pool=request.pool or DEFAULT_POOL,
     )

@@ -7,8 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from servicekit.errors import Aborted, FailedPrecondition, PermissionDenied
-from servicekit.grpc_server import ANONYMOUS
-from servicekit.identity import Principal
+from servicekit.identity import ANONYMOUS, Principal
 from task_service.commands.core import Core
 from task_service.commands.recorder import Recorder
 from task_service.convert import checkpoint_message, timestamp
@@ -20,6 +19,7 @@ from task_service.domain.lifecycle import Claim, Directive, Refusal
 from task_service.domain.quota import Quota
 from task_service.quotas.convert import allowance_message
 from task_service.quotas.records import QuotaRepository
+from task_service.sources.describe import source_of
 from tunesmith.task.v1 import task_service_pb2
 
 # Whether facts of a task wait to be recorded; then nothing may be decided about its attempt.
@@ -105,6 +105,7 @@ class Work:
             lease_seconds=self.core.policy.lease_seconds,
             dependency_outputs=await _dependency_outputs(session, row),
             allowance=allowance_message((await self._quotas(session).at_this_time(row.owner))[0]),
+            source=await source_of(session, row),
         )
 
     def _quotas(self, session: AsyncSession) -> QuotaRepository:

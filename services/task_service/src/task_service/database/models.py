@@ -288,6 +288,20 @@ class TaskDatasetRow(Base):
     dataset_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
 
 
+class TaskSourceRow(Base):
+    """task_number is an evaluation or export that starts from the task with the id source_id.
+
+    steps are the checkpoints that it needs and that are known; what it needs stays until it has ended.
+    """
+
+    __tablename__ = "task_sources"
+    __table_args__ = (Index("ix_task_sources_source", "source_id", "task_number"),)
+
+    task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
+    source_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    steps: Mapped[list[int]] = mapped_column(Json, default=list)
+
+
 class TemplateRow(Base):
     """A user's template; version is that of its newest version."""
 

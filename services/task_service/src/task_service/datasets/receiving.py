@@ -1,7 +1,6 @@
 """Takes an upload's stream into a temporary file, hashing it on the way."""
 
 import asyncio
-import errno
 import hashlib
 import shutil
 import tempfile
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from servicekit.errors import InvalidArgument, Problem, ResourceExhausted
+from servicekit.spooling import DATASET_TOO_LARGE, Places, append
 from tunesmith.task.v1 import dataset_service_pb2 as pb
 
 PREFIX = "upload-"
-RESERVE_BYTES = 256 * 1024 * 1024
 ABANDONED_SECONDS = 24 * 3600.0
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Requests = AsyncIterator[pb.UploadDatasetRequest]
 
@@ -36,9 +34,10 @@ class Received:
 class Inbox:
     """The directory that uploads pass through, without one the system's temporary one; at most max_bytes each."""
 
-    def __init__(self, directory: Path | None, max_bytes: int) -> None:
+    def __init__(self, directory: Path | None, max_bytes: int, places: Places) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
+        self.places = places
 
     def prepare(self) -> None:
         """Makes the directory and clears what a killed process left a day ago. Blocks. Raises OSError."""
@@ -52,14 +51,14 @@ class Inbox:
 
 
 @asynccontextmanager
-async def receive(requests: Requests, inbox: Inbox) -> AsyncIterator[Received]:
-    """The file of a stream, which is gone when the block ends.
+async def receive(requests: Requests, inbox: Inbox, user: str) -> AsyncIterator[Received]:
+    """The file of a user's stream, which is gone when the block ends.
 
     Raises InvalidArgument for a stream without header or data or with another hash than announced, ResourceExhausted
-    for too many bytes and when the inbox's disk is full.
+    for too many bytes, when the inbox's disk is full and when too many uploads are running.
     """
     header = await _header(requests)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=inbox.directory) as folder:
+    with inbox.places.place(user), tempfile.TemporaryDirectory(prefix=PREFIX, dir=inbox.directory) as folder:
         path = Path(folder) / "data"
         digest = hashlib.sha256()
         size = 0
@@ -71,8 +70,8 @@ async def receive(requests: Requests, inbox: Inbox) -> AsyncIterator[Received]:
                 if size > inbox.max_bytes:
                     limit = str(inbox.max_bytes)
                     message = f"the file has more than {limit} bytes, the most that may be uploaded"
-                    raise ResourceExhausted(message, reason="DATASET_TOO_LARGE", metadata={"limit": limit})
-                await asyncio.to_thread(_append, file, digest, request.data, folder)
+                    raise ResourceExhausted(message, reason=DATASET_TOO_LARGE, metadata={"limit": limit})
+                await asyncio.to_thread(_take, file, digest, request.data, folder)
         sha256 = digest.hexdigest()
         if not size:
             raise _refused("data", "the file is empty")
@@ -89,19 +88,9 @@ async def _header(requests: Requests) -> pb.DatasetHeader:
     raise _refused("header", "must come first: it names the file")
 
 
-def _append(file: IO[bytes], digest: "hashlib._Hash", data: bytes, folder: str) -> None:
+def _take(file: IO[bytes], digest: "hashlib._Hash", data: bytes, folder: str) -> None:
     digest.update(data)
-    try:
-        if shutil.disk_usage(folder).free < RESERVE_BYTES + len(data):
-            raise OSError(errno.ENOSPC, "too little space is left")
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        message = "the task service's upload directory has no space for this file; try again later"
-        raise ResourceExhausted(message, reason="DISK_FULL") from error
+    append(file, data, folder)
 
 
 def _refused(field: str, message: str) -> InvalidArgument:

@@ -20,6 +20,7 @@ from task_service.datasets.checking import PICTURES, DatasetChecker, Metadata
 from task_service.datasets.files import clean_file_name, ending, unreadable
 from task_service.datasets.receiving import Inbox, Received, Requests, receive
 from task_service.datasets.records import DatasetRepository, folder
+from task_service.datasets.storage import StorageLimit
 from task_service.ids import new_id
 from tunesmith.task.v1 import dataset_service_pb2 as pb
 
@@ -47,10 +48,11 @@ class UploadDataset:
     objects: ObjectStore
     checker: DatasetChecker | None
     inbox: Inbox
+    storage: StorageLimit
 
     async def __call__(self, principal: Principal, requests: Requests, identity: Metadata | None) -> DatasetRow:
         """The new version, or the one that has the same content. Raises InvalidArgument or ResourceExhausted."""
-        async with receive(requests, self.inbox) as received:
+        async with receive(requests, self.inbox, principal.user) as received:
             named = _named(received.header)
             await _require_readable(received.path, named)
             row, is_new = await self._keep(principal, received, named)
@@ -59,9 +61,9 @@ class UploadDataset:
     async def _keep(self, principal: Principal, received: Received, named: _Named) -> tuple[DatasetRow, bool]:
         async with self.database.reading() as session:
             versions = await DatasetRepository(session).versions(principal.user, named.name)
-            same = _same(versions, received, named)
-        if same is not None:
-            return same, False
+            if (same := _same(versions, received, named)) is not None:
+                return same, False
+            await self.storage.require_room(session, principal.user, received.size)
         row = DatasetRow(
             id=new_id(),
             owner=principal.user,
@@ -94,6 +96,7 @@ class UploadDataset:
             assert isinstance(called_off, CursorResult)
             if not called_off.rowcount:
                 raise Unavailable("the upload took too long and was given up; try again", reason="UPLOAD_GIVEN_UP")
+            await self.storage.take_room(session, row.owner, row.size)
             row.version = versions[-1].version + 1 if versions else 1
             row.create_time = await current_time(session)
             session.add(row)

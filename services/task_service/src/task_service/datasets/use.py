@@ -1,4 +1,4 @@
-"""Uploaded datasets that tasks train on: fit for it when the task is made, and kept until it has ended."""
+"""Uploaded datasets that tasks use: fit for it when the task is made, and kept until it has ended."""
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -9,21 +9,34 @@ from task_service.database.models import DatasetRow, TaskDatasetRow, TaskRow
 from task_service.database.types import storable
 from task_service.datasets.records import DatasetRepository, dataset_visible_to
 from tunesmith.task.v1 import spec_pb2
+from tunesmith.task.v1.task_service_pb2 import TaskSource
+
+FIELDS = {"finetune": "dataset", "evaluate": "dataset", "export": "importance_dataset", "prepare": "dataset"}
 
 
-def dataset_field(spec: spec_pb2.TaskSpec) -> tuple[str, str]:
-    """The uploaded dataset that a spec names and the path of that field, both empty without one."""
-    work = spec.WhichOneof("work")
-    if work in ("finetune", "evaluate", "prepare"):
-        source: spec_pb2.DatasetSource = getattr(spec, work).dataset
-        if source.HasField("dataset_id"):
-            return source.dataset_id, f"spec.{work}.dataset.dataset_id"
+def dataset_field(spec: spec_pb2.TaskSpec, source: TaskSource | None = None) -> tuple[str, str]:
+    """The uploaded dataset that a spec needs and the path of the field that names it, both empty without one.
+
+    An evaluation without data of its own needs that of its source.
+    """
+    work = spec.WhichOneof("work") or ""
+    name = FIELDS.get(work, "")
+    if not name:
+        return "", ""
+    part = getattr(spec, work)
+    data: spec_pb2.DatasetSource = getattr(part, name)
+    if data.HasField("dataset_id"):
+        return data.dataset_id, f"spec.{work}.{name}.dataset_id"
+    if work == "evaluate" and source is not None and not part.HasField(name):
+        return source.spec.finetune.dataset.dataset_id, f"spec.{work}.{name}"
     return "", ""
 
 
-async def dataset_problems(session: AsyncSession, principal: Principal, spec: spec_pb2.TaskSpec) -> list[Problem]:
-    """Why a task cannot train on the dataset that its spec names."""
-    dataset_id, field = dataset_field(spec)
+async def dataset_problems(
+    session: AsyncSession, principal: Principal, spec: spec_pb2.TaskSpec, source: TaskSource | None = None
+) -> list[Problem]:
+    """Why a task cannot use the dataset that its spec, or an evaluation's source, names."""
+    dataset_id, field = dataset_field(spec, source)
     if not dataset_id:
         return []
     query = select(DatasetRow).where(DatasetRow.id == storable(dataset_id), dataset_visible_to(principal))
@@ -36,9 +49,15 @@ async def dataset_problems(session: AsyncSession, principal: Principal, spec: sp
     return []
 
 
-async def use_dataset(session: AsyncSession, principal: Principal, row: TaskRow, spec: spec_pb2.TaskSpec) -> None:
+async def use_dataset(
+    session: AsyncSession,
+    principal: Principal,
+    row: TaskRow,
+    spec: spec_pb2.TaskSpec,
+    source: TaskSource | None = None,
+) -> None:
     """Notes that a task needs its dataset. Raises InvalidArgument when that has been deleted meanwhile."""
-    dataset_id, field = dataset_field(spec)
+    dataset_id, field = dataset_field(spec, source)
     if not dataset_id:
         return
     if not await DatasetRepository(session).shared(principal, [dataset_id]):

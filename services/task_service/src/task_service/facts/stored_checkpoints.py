@@ -11,6 +11,7 @@ from task_service.events import Announcer
 from task_service.facts.texts import MESSAGE_LENGTH, PATH_LENGTH, WORD_LENGTH, clean
 from task_service.quotas.convert import quota_message
 from task_service.quotas.records import QuotaRepository
+from task_service.sources.use import steps_in_use
 from tunesmith.events.v1 import fact_pb2
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
@@ -59,7 +60,7 @@ class StoredCheckpoints:
         await self._announce.checkpoint(task, "saved", checkpoint_message(task.id, row))
         if is_new:
             await self._count(task)
-        await self._remove_superfluous(task, existing, row)
+        await self._remove_superfluous(task, existing)
         return True
 
     async def _count(self, task: TaskRow) -> None:
@@ -77,16 +78,16 @@ class StoredCheckpoints:
         )
         return list(await self._session.scalars(query))
 
-    async def _remove_superfluous(self, task: TaskRow, existing: list[CheckpointRow], newest: CheckpointRow) -> None:
-        repeated = [
-            item
-            for item in existing
-            if item.run == newest.run and item.step == newest.step and item.attempt < newest.attempt
-        ]
+    async def _remove_superfluous(self, task: TaskRow, existing: list[CheckpointRow]) -> None:
+        last = {(item.run, item.step): item for item in sorted(existing, key=lambda item: item.attempt)}
+        repeated = [item for item in existing if item is not last[item.run, item.step]]
         kept = sorted((item for item in existing if item not in repeated), key=lambda item: (item.attempt, item.step))
         limit = await self._limit(task)
         oldest = kept[: len(kept) - limit] if limit else []
-        for row in repeated + oldest:
+        superfluous = repeated + oldest
+        # What an evaluation or export starts from stays; a checkpoint saved after its end lets it go.
+        needed = await steps_in_use(self._session, task.id) if superfluous else set()
+        for row in [item for item in superfluous if item.step not in needed]:
             await self._announce.checkpoint(task, "removed", checkpoint_message(task.id, row))
             await self._session.delete(row)
             self._session.add(GarbageRow(prefix=folder(row.prefix), due_time=self._now))

@@ -55,7 +55,7 @@ class QuotaRepository:
 
     async def count(self, owner: str, time: int) -> Counted:
         """Counts a checkpoint that is recorded in this transaction."""
-        row = await self._locked(owner)
+        row = await self.lock(owner)
         if row.period != period(time):
             row.period, row.used, row.low_told, row.exhausted_told = period(time), 0, False, False
         row.used += 1
@@ -67,7 +67,7 @@ class QuotaRepository:
 
     async def set(self, owner: str, allowance: int, action: int) -> None:
         """Changes what a user may store; action 0 keeps what happens when it is spent."""
-        row = await self._locked(owner)
+        row = await self.lock(owner)
         row.monthly_allowance = allowance
         row.exhausted_action = action or row.exhausted_action
 
@@ -76,7 +76,8 @@ class QuotaRepository:
             self._default if allowance is None else allowance, used or 0, QuotaAction(action or DEFAULT_ACTION)
         )
 
-    async def _locked(self, owner: str) -> QuotaRow:
+    async def lock(self, owner: str) -> QuotaRow:
+        """A user's row, made when there is none, locked until this transaction ends."""
         query = select(QuotaRow).where(QuotaRow.owner == owner).with_for_update()
         row = await self._session.scalar(query)
         if row is None:

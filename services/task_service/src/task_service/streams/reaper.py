@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, delete, exists, select, tuple_
+from sqlalchemy import CursorResult, delete, exists, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -14,7 +14,7 @@ from servicekit.bus import EventBus
 from servicekit.errors import TunesmithError
 from servicekit.objects import ObjectStore
 from task_service.database.access import Database
-from task_service.database.models import MetricPointRow, TaskDependencyRow, TaskRow
+from task_service.database.models import MetricPointRow, TaskDependencyRow, TaskRow, TaskSourceRow
 from task_service.database.types import now
 from task_service.domain.lifecycle import FINAL
 
@@ -59,13 +59,18 @@ class Reaper:
         return reaped
 
     async def _due(self, after: int) -> Sequence[Deleted]:
-        """Deleted tasks that no worker may write to any more and whose output no unfinished task still reads."""
+        """Deleted tasks that no worker may write to any more and from whose work no unfinished task starts."""
         dependent = aliased(TaskRow)
-        needed = exists().where(
-            TaskDependencyRow.depends_on == TaskRow.id,
-            dependent.number == TaskDependencyRow.task_number,
-            dependent.delete_time == 0,
-            dependent.state.not_in(sorted(FINAL)),
+        unfinished = (dependent.delete_time == 0, dependent.state.not_in(sorted(FINAL)))
+        needed = or_(
+            exists().where(
+                TaskDependencyRow.depends_on == TaskRow.id,
+                dependent.number == TaskDependencyRow.task_number,
+                *unfinished,
+            ),
+            exists().where(
+                TaskSourceRow.source_id == TaskRow.id, dependent.number == TaskSourceRow.task_number, *unfinished
+            ),
         )
         query = (
             select(TaskRow.number, TaskRow.id)
