@@ -6,7 +6,7 @@ from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache
 from modelkit.inspection import inspect
 from modelkit.paths import AllowedRoots
-from services.modelkit.tests.test_chatglm import checkpoint, configuration, sentencepiece_model
+from services.modelkit.tests.chatglm_checkpoints import checkpoint, configuration, sentencepiece_model
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from tunesmith.task.v1 import spec_pb2
@@ -18,7 +18,7 @@ def test_only_who_trains_waits_for_the_conversion(tmp_path: Path, sentencepiece_
     checkpoint(tmp_path / "data" / "THUDM" / "chatglm3-6b", sentencepiece_model, configuration())
     (tmp_path / "data" / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     roots = AllowedRoots([tmp_path / "data"])
-    models = BaseModels(roots, conversions=tmp_path / "converted")
+    models = BaseModels(roots, conversions=DataCache(tmp_path / "converted"))
     checks = SpecChecks(roots, models, DatasetChecks(DataCache(tmp_path / "cache")))
     spec = spec_pb2.TaskSpec(
         finetune=spec_pb2.FinetuneSpec(

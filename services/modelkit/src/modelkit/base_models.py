@@ -9,6 +9,7 @@ from typing import Any
 
 from modelkit import chatglm
 from modelkit.catalogue import CATALOGUE, CatalogueEntry, hub_id
+from modelkit.datasets import DataCache
 from modelkit.errors import InvalidModel, Problem
 from modelkit.hub_cache import default_hub_cache, newest_snapshot
 from modelkit.inspection import Inspection, gguf_message, inspect
@@ -52,13 +53,17 @@ class OfferedModel:
 class BaseModels:
     """Resolves names of base models beneath allowed roots and in the local Hugging Face cache.
 
-    conversions is where models are kept that had to be converted.
+    conversions is where models are kept that had to be converted; hold what is in use.
     """
 
     def __init__(
-        self, roots: AllowedRoots, *, hub_cache: str | os.PathLike[str] | None = None, conversions: Path | None = None
+        self,
+        roots: AllowedRoots,
+        *,
+        hub_cache: str | os.PathLike[str] | None = None,
+        conversions: DataCache | None = None,
     ) -> None:
-        self._conversions = conversions
+        self.conversions = conversions
         self._roots = roots
         self._hub_cache = Path(hub_cache) if hub_cache is not None else default_hub_cache()
         self._is_allowed = AllowedRoots([*roots.roots, self._hub_cache], private=roots.private).contains
@@ -79,11 +84,11 @@ class BaseModels:
         """
         if not model.needs_conversion:
             return model.directory
-        if self._conversions is None:
+        if self.conversions is None:
             raise InvalidModel(
                 Problem("base_model", f"{model.directory} needs conversion, and there is no place for it")
             )
-        return chatglm.convert(model.directory, self._conversions, sha256=model.sha256)
+        return chatglm.convert(model.directory, self.conversions, sha256=model.sha256)
 
     def locate(self, name: str, *, field: str = "base_model") -> Path:
         """The directory of a model, not yet checked. Raises PathNotAllowed or InvalidModel."""

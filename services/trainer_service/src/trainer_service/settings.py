@@ -32,6 +32,9 @@ class TrainerSettings(ServiceSettings):
     data_cache_bytes: int = Field(
         20 << 30, ge=0, description="Size of the cache in work_dir of converted, indexed and tokenised data, in bytes."
     )
+    converted_models_bytes: int = Field(
+        100 << 30, ge=0, description="Size of the converted base models in work_dir, in bytes; unused ones go."
+    )
     pool: str = Field("default", pattern="^[a-z0-9-]{1,32}$", description="Pool of workers that this one is in.")
     slots: int = Field(1, ge=0, le=64, description="Tasks trained at the same time; 0 only answers questions.")
     lease_seconds: float = Field(30.0, gt=0, description="Silence after which the queue gives a task to another.")

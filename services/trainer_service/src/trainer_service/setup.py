@@ -20,14 +20,14 @@ from trainer_service.environment import Environment
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
-from trainer_service.fork_launcher import ForkLauncher, running_launcher
+from workerkit.fork_launcher import ForkLauncher, running_launcher
 from trainer_service.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
-from trainer_service.worker.attempt import Post
-from trainer_service.worker.loop import Worker, new_worker_id
-from trainer_service.worker.scratch import scratch_directory
-from trainer_service.worker.supervision import Patience
+from workerkit.attempt import Post
+from workerkit.loop import Worker, new_worker_id
+from workerkit.scratch import scratch_directory
+from workerkit.supervision import Patience
 from trainer_service.worker.training import Workshop
 from tunesmith.task.v1 import dataset_service_pb2_grpc, task_service_pb2, task_service_pb2_grpc
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
@@ -50,7 +50,7 @@ async def run(settings: TrainerSettings) -> None:
         settings.nats_url, name=worker_id, user=settings.nats_user, password=settings.nats_password_value()
     )
     roots = AllowedRoots(settings.roots(), private=settings.private())
-    models = BaseModels(roots, conversions=settings.work_dir / CONVERTED)
+    models = BaseModels(roots, conversions=DataCache(settings.work_dir / CONVERTED, settings.converted_models_bytes))
     places = Places(settings.work_dir, settings.output_root, directory_of(settings.object_store_url))
     estimator = Estimator(places, Calibration(settings.calibration()))
     async with contextlib.AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modelkit.chatglm.config import GLM4_SPECIAL_TOKENS
+from modelkit.chatglm.pieces import read_lines
 
 # What is split before the merges; the same as in the model's native form.
 SPLIT = (
@@ -31,7 +32,7 @@ GLM4_TEMPLATE = """\
 def read_ranks(source: Path) -> list[bytes]:
     """The byte strings of a tokenizer.model by rank. Raises ValueError naming the line that is wrong, or OSError."""
     tokens: list[bytes] = []
-    for number, line in enumerate(source.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(read_lines(source), start=1):
         try:
             text, rank = line.split()
             token = base64.b64decode(text, validate=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 
+from modelkit.chatglm.pieces import count_pieces, read_lines
+
 MODEL_TYPE = "chatglm"
 ARCHITECTURE = "GlmForCausalLM"
 ROPE_BASE = 10000.0
@@ -70,8 +72,8 @@ def problems(config: dict[str, Any], directory: Path) -> Iterator[str]:
         return
     try:
         _special_tokens(config, directory)
-    except (RuntimeError, OSError, ValueError) as error:
-        yield f"tokenizer.model cannot be read: {error or 'it is damaged'}; copy the file again"
+    except (OSError, ValueError) as error:
+        yield f"tokenizer.model cannot be read: {error}; copy the file again"
 
 
 def is_original(directory: Path) -> bool:
@@ -143,9 +145,7 @@ def _special_tokens(config: dict[str, Any], directory: Path) -> dict[str, int]:
     source = directory / "tokenizer.model"
     names: tuple[str, ...]
     if generation(config, directory) == 4:
-        names, first = GLM4_SPECIAL_TOKENS, len(source.read_bytes().splitlines())
+        names, first = GLM4_SPECIAL_TOKENS, len(read_lines(source))
     else:
-        import sentencepiece
-
-        names, first = SPECIAL_TOKENS, sentencepiece.SentencePieceProcessor(model_file=str(source)).vocab_size()
+        names, first = SPECIAL_TOKENS, count_pieces(source)
     return {name: first + place for place, name in enumerate(names)}

@@ -1,66 +1,42 @@
 """Converts a ChatGLM checkpoint into a cache, once for each state of its files."""
 
-import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from modelkit import apart
 from modelkit.chatglm.config import equivalent_config, generation
-from modelkit.datasets.cache import bring_to_disk
+from modelkit.datasets.cache import DataCache
 from modelkit.errors import InvalidModel, Problem
 
-VERSION = 1  # of the conversion; another one converts anew
-STAGING = ".converting-"
-ABANDONED_SECONDS = 24 * 3600.0
+VERSION = 2  # of the conversion; another one converts anew
 WEIGHTS = ".safetensors"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Beside three times the largest file of weights; and by their size in all, at so many bytes a second.
+MEMORY_BYTES, LEAST_CPU_SECONDS, SLOWEST_BYTES = 4 << 30, 300, 4 << 20
 
 
-def convert(source: Path, cache: Path, *, sha256: str) -> Path:
+def convert(source: Path, cache: DataCache, *, sha256: str) -> Path:
     """The converted model of a checked checkpoint, from the cache when it is there.
 
-    sha256 identifies the checkpoint. Several processes may convert at once; one of the results stays. Raises
+    sha256 identifies the checkpoint. Of several that ask for it at once one converts, the others wait. Raises
     InvalidModel, or OSError; then nothing is left behind.
     """
-    target = cache / _key(source, sha256)
-    if target.is_dir():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(cache)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=cache))
+    return cache.get(_key(source, sha256), lambda folder: _convert_apart(source, folder))
+
+
+def _convert_apart(source: Path, target: Path) -> None:
+    """The service loads neither a training library nor what a stranger's tokenizer may lead one to do."""
+    sizes = [shard.stat().st_size for shard in shards_of(source)]
+    bounds = apart.Bounds(MEMORY_BYTES + 3 * max(sizes), LEAST_CPU_SECONDS + sum(sizes) // SLOWEST_BYTES)
     try:
-        write(source, staging)
-        staging.chmod(0o755)
-        bring_to_disk(staging)
-        try:
-            staging.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
-
-
-def _clear_abandoned(cache: Path) -> None:
-    """Removes what processes that were killed have left."""
-    for path in cache.glob(f"{STAGING}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(path)
-
-
-def write(source: Path, target: Path) -> None:
-    """Writes the converted model to an empty directory. Raises InvalidModel or OSError."""
-    from modelkit.chatglm.weights import convert_weights
-
-    convert_weights(_shards(source), target, convert_outline(source, target))
+        with apart.running("modelkit.chatglm.writing:write", str(source), str(target), bounds=bounds) as said:
+            said.read()
+    except apart.Refused as error:
+        raise InvalidModel(Problem("base_model", f"{source}: it cannot be converted: {error}")) from error
 
 
 def convert_outline(source: Path, target: Path) -> dict[str, Any]:
@@ -80,11 +56,12 @@ def convert_outline(source: Path, target: Path) -> dict[str, Any]:
             max_length=config["max_position_embeddings"],
         )
     except ValueError as error:
-        raise InvalidModel(Problem("base_model", f"{source}: the tokenizer cannot be converted: {error}")) from error
+        raise InvalidModel(Problem("base_model", f"the tokenizer cannot be converted: {error}")) from error
     return config
 
 
-def _shards(source: Path) -> list[Path]:
+def shards_of(source: Path) -> list[Path]:
+    """The files of a checkpoint's weights."""
     if not (source / INDEX).is_file():
         return [source / SINGLE]
     names = sorted(set(orjson.loads((source / INDEX).read_bytes())["weight_map"].values()))

@@ -9,6 +9,7 @@ from typing import Any
 
 from modelkit.chatglm.byte_level import GLM4_TEMPLATE, byte_level_backend
 from modelkit.chatglm.config import SPECIAL_TOKENS
+from modelkit.chatglm.pieces import count_pieces, read_bounded
 
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -71,8 +72,9 @@ def _sentencepiece_backend(source: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken
 
+    count_pieces(source)  # a message takes a hundred times as much memory as a piece of no length takes in the file
     messages: Any = sentencepiece_model_pb2
-    model = messages.ModelProto.FromString(source.read_bytes())
+    model = messages.ModelProto.FromString(read_bounded(source))
     backend = _backend(model)
     pieces = list(model.pieces)
     control = [piece.piece for piece in pieces if piece.type in (CONTROL, UNKNOWN)]

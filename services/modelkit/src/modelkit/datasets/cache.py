@@ -23,7 +23,7 @@ class DataCache:
     """Entries are directories named after what they are made from. Several processes may share one.
 
     limit_bytes bounds what stays: when an entry is added, those that were used longest ago go, except what was used
-    in the last minutes. An open or mapped file of an entry that goes can still be read.
+    in the last minutes and what is held. An open or mapped file of an entry that goes can still be read.
     """
 
     root: Path
@@ -53,11 +53,28 @@ class DataCache:
                 return self.add(name, folder)
 
     @contextlib.contextmanager
+    def holding(self, *paths: Path) -> Iterator[None]:
+        """Within it the entries that paths lie in stay, for every process; paths outside the cache do not matter.
+
+        Raises FileNotFoundError when an entry has gone already: make it again.
+        """
+        root = self.root.absolute()
+        names = {path.absolute().relative_to(root).parts[0] for path in paths if path.absolute().is_relative_to(root)}
+        with contextlib.ExitStack() as held:
+            for name in sorted(names):
+                descriptor = _open_folder(self.root / name)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if not os.path.samestat(os.fstat(descriptor), (self.root / name).stat()):
+                    raise FileNotFoundError(f"{name} was made anew meanwhile")
+            yield
+
+    @contextlib.contextmanager
     def incoming(self) -> Iterator[Path]:
         """An empty directory in which an entry can be made; what was not added is removed."""
         folder = self.root / INCOMING / uuid.uuid4().hex
         folder.mkdir(parents=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = _open_folder(folder)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that its writer lives
             yield folder
@@ -103,7 +120,7 @@ class DataCache:
             if total <= self.limit_bytes or now - used < IN_USE_SECONDS:
                 return
             with self.incoming() as trash, contextlib.suppress(OSError):
-                entry.rename(trash / entry.name)
+                _take_away(entry, trash)
                 total -= sizes[entry]
 
     def _remove_locks(self, now: float) -> None:
@@ -119,11 +136,25 @@ def _children(folder: Path) -> list[Path]:
     return [Path(entry) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
 
 
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _take_away(entry: Path, trash: Path) -> None:
+    """Raises OSError when somebody holds the entry."""
+    lock = _open_folder(entry)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        entry.rename(trash / entry.name)
+    finally:
+        os.close(lock)
+
+
 def _remove_abandoned(folder: Path, now: float) -> None:
     with contextlib.suppress(OSError):
         if now - folder.stat().st_mtime < ABANDONED_SECONDS:
             return
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = _open_folder(folder)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from modelkit import apart
 from modelkit.datasets import origins
 from modelkit.datasets.json_stream import holds_lines, read_objects
 from modelkit.datasets.lines import BLOCK_BYTES, BYTE_ORDER_MARK, MAX_LINE_BYTES
@@ -16,9 +17,10 @@ from modelkit.errors import InvalidDataset, Problem
 
 JSONL = (".jsonl", ".ndjson")
 TEXT = (".txt", ".text")
-BATCH_ROWS = 256
 # So many times as large as its sources, or so large at least, a converted file may be; a bomb would fill the disk.
 MAX_GROWTH, FREE_BYTES = 200, 1 << 30
+# What reading a Parquet file may take: memory, and processor time by its size in bytes, at so many bytes a second.
+MEMORY_BYTES, LEAST_CPU_SECONDS, SLOWEST_BYTES = 2 << 30, 120, 1 << 20
 VERSION = 1  # of what is written; another one makes converted files new
 
 
@@ -122,15 +124,17 @@ def _csv_rows(source: Path, delimiter: str) -> Iterator[dict[str, str]]:
 
 
 def _parquet(source: Path, file: BinaryIO) -> int:
-    import pyarrow
-    import pyarrow.parquet
-
+    """Its reader may be led to allocate or crash by what a file states, and runs apart."""
+    bounds = apart.Bounds(MEMORY_BYTES, LEAST_CPU_SECONDS + source.stat().st_size // SLOWEST_BYTES)
+    lines = 0
     try:
-        with pyarrow.parquet.ParquetFile(source, memory_map=True) as table:
-            batches = table.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
-            return sum(_write(iter(batch.to_pylist()), file) for batch in batches)
-    except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
-        raise _refusal(source, f"is not a Parquet file that can be read: {error}") from error
+        with apart.running("modelkit.parquet_rows:write_rows", str(source), bounds=bounds) as rows:
+            while block := rows.read(BLOCK_BYTES):
+                file.write(block)
+                lines += block.count(b"\n")
+    except apart.Refused as error:
+        raise _refusal(source, f"{error}; convert it to JSON Lines, or write it with smaller row groups") from error
+    return lines
 
 
 def _refusal(source: Path, words: str) -> InvalidDataset:
