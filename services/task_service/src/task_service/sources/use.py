@@ -48,7 +48,7 @@ async def plan_source(
     query = select(TaskRow).where(TaskRow.id == storable(wish.task_id), visible_to(principal))
     row = await session.scalar(query)
     if row is None:
-        return Plan(wish, None, Verdict([Problem(wish.field, f"there is no task {wish.task_id}")]))
+        return Plan(wish, None, Verdict([Problem(wish.path, f"there is no task {wish.task_id}")]))
     source = await task_source(session, row)
     return Plan(wish, source, judged(wish, source, depends=wish.task_id in depends_on))
 

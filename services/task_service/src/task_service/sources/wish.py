@@ -24,10 +24,10 @@ class Need(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The source by its id; field is the path of the field that names it, steps are the named ones by their paths."""
+    """The source by its id; path is that of the field that names it, steps are the named ones by their paths."""
 
     task_id: str
-    field: str
+    path: str
     need: Need
     steps: Mapping[str, int] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ def judged(wish: Wish, source: task_service_pb2.TaskSource, *, depends: bool) ->
     kind = source.spec.WhichOneof("work") or ""
     if kind != "finetune":
         what = _OTHER_KINDS.get(kind, "no training")
-        return Verdict([Problem(wish.field, f"task {source.task_id} is {what}; name a fine-tuning task")])
+        return Verdict([Problem(wish.path, f"task {source.task_id} is {what}; name a fine-tuning task")])
     if source.state not in _ENDED:
         return _of_unfinished(wish, source, depends)
     if wish.steps:
@@ -81,7 +81,7 @@ def judged(wish: Wish, source: task_service_pb2.TaskSource, *, depends: bool) ->
         return Verdict()
     word = task_pb2.State.Name(source.state).removeprefix("STATE_")
     advice = f"name one of its checkpoints: {_named(stored)}" if stored else "and no checkpoint; resume it first"
-    return Verdict([Problem(wish.field, f"task {source.task_id} is {word} and has no final model, {advice}")])
+    return Verdict([Problem(wish.path, f"task {source.task_id} is {word} and has no final model, {advice}")])
 
 
 def _of_unfinished(wish: Wish, source: task_service_pb2.TaskSource, depends: bool) -> Verdict:
