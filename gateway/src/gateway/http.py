@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from servicekit.errors import DeadlineExceeded, InvalidArgument, TunesmithError
-from servicekit.spooling import DATASET_TOO_LARGE, DISK_FULL
+from servicekit.spooling import DATASET_TOO_LARGE, DISK_FULL, STORAGE_EXHAUSTED
 
 Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -43,6 +43,7 @@ _STATUS_OF_CODE = {
 _STATUS_OF_REASON = {
     BODY_TOO_LARGE: 413,
     DATASET_TOO_LARGE: 413,
+    STORAGE_EXHAUSTED: 413,
     DISK_FULL: 507,
     METHOD_NOT_ALLOWED: 405,
     HOST_NOT_ALLOWED: 421,
