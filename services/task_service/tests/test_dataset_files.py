@@ -1,0 +1,89 @@
+"""Files that are uploaded as datasets: names and forms, and what nobody could read."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from servicekit.errors import (
+    InvalidArgument,
+)
+from services.task_service.tests.harness import Client, Service
+from services.task_service.tests.uploads import ROWS, archive, nothing_is_left, sqlite_only, stub, upload
+from task_service.datasets.files import clean_file_name
+from tunesmith.task.v1 import dataset_service_pb2 as pb
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("file_name", "data"),
+    [
+        ("a.JSONL", ROWS),
+        ("a.json", b"[]"),
+        ("a.csv", "question,answer\n\u95ee\u9898,\u7b54\u6848\n".encode()),
+        ("a.txt", ROWS[:-9] + b"\n\xff one bad line is for the check of rows\n"),
+        ("a.txt", "\u6587".encode() * 50_000),
+        ("a.zip", archive("zip")),
+        ("a.tar", archive("tar")),
+        ("a.tar.gz", archive("tar.gz")),
+        ("a.parquet", b"PAR1 columns PAR1"),
+    ],
+)
+async def test_every_form_is_taken(service: Service, alice: Client, file_name: str, data: bytes) -> None:
+    dataset = await upload(alice, data, file_name)
+    assert (dataset.name, dataset.size) == ("a", len(data))
+    assert await service.objects.get_bytes(dataset.object_key) == data
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("file_name", "data", "header", "field"),
+    [
+        ("model.bin", ROWS, {}, "header.file_name"),
+        (".jsonl", ROWS, {}, "header.file_name"),
+        ("a.jsonl", b"", {}, "data"),
+        ("a.jsonl", ROWS, {"sha256": "0" * 64}, "header.sha256"),
+        ("a.jsonl", "\u95ee\u9898\n".encode("gbk") * 30, {}, "data"),
+        ("a.jsonl", '{"text": "a"}'.encode("utf-16"), {}, "data"),
+        ("a.zip", ROWS, {}, "data"),
+        ("a.tar.gz", ROWS, {}, "data"),
+        ("a.parquet", b"PAR", {}, "data"),
+        ("a.jsonl", ROWS, {"name": "a\nb", "type": "\0"}, "header.name header.type"),
+    ],
+)
+async def test_what_nobody_could_read_is_refused(
+    service: Service, alice: Client, file_name: str, data: bytes, header: dict[str, str], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await upload(alice, data, file_name, **header)
+    assert " ".join(problem.field for problem in caught.value.problems) == field
+    assert caught.value.reason == "DATASET_UNREADABLE"
+    assert await nothing_is_left(service)
+
+
+@sqlite_only
+async def test_the_first_message_describes_the_file_and_no_other(alice: Client) -> None:
+    header, data = (
+        pb.UploadDatasetRequest(header=pb.DatasetHeader(file_name="a.txt")),
+        pb.UploadDatasetRequest(data=b"a"),
+    )
+    sequences: Sequence[list[pb.UploadDatasetRequest]] = ([], [data], [header, data, header])
+    for requests in sequences:
+        with pytest.raises(InvalidArgument) as caught:
+            await stub(alice).UploadDataset(iter(requests))
+        assert [problem.field for problem in caught.value.problems] == ["header"]
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("../../etc/passwd.jsonl", "passwd.jsonl"),
+        ("C:\\data\\\u6570\u636e.csv", "\u6570\u636e.csv"),
+        ("a\0b\x1b[31m\u202e.jsonl", "ab[31m.jsonl"),
+        ("  .. hidden.txt ", "hidden.txt"),
+        ("\u6587" * 200 + ".tar.gz", "\u6587" * 82 + ".tar.gz"),
+        ("..", ""),
+    ],
+)
+def test_names_of_files_lose_directories_and_what_cannot_be_seen(name: str, clean: str) -> None:
+    assert clean_file_name(name) == clean
+    assert len(clean.encode()) <= 255
