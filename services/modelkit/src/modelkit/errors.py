@@ -50,6 +50,12 @@ class InvalidTemplate(ModelkitError):
     reason = "INVALID_CHAT_TEMPLATE"
 
 
+class InvalidAdapter(ModelkitError):
+    """An adapter cannot be read, or does not fit its base model."""
+
+    reason = "INVALID_ADAPTER"
+
+
 class InvalidCheckpoint(ModelkitError):
     """A checkpoint is not what its manifest says."""
 

@@ -3,6 +3,16 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from modelkit.errors import InvalidModel, Problem
+from modelkit.inspection import read_json
+
+# What a training notes of its origin: in the state of a checkpoint under this key, beside a finished model in this file.
+ORIGIN = "origin"
+ORIGIN_FILE = "origin.json"
+STATE = "trainer_state.json"
+BASE_SHA256, BASE_NAME = "base_model_sha256", "base_model"
 
 # Files up to this size are hashed whole; of larger ones their size and evenly spread samples, in milliseconds.
 WHOLE_WEIGHTS, WHOLE_ROWS = 1 << 24, 1 << 30
@@ -33,3 +43,34 @@ def digest(paths: Iterable[Path], *, whole: int) -> str:
                 file.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
                 found.update(file.read(SAMPLE_BYTES))
     return found.hexdigest()
+
+
+def recorded_origin(model: Path) -> dict[str, Any]:
+    """What a checkpoint or a finished model notes of its origin; empty when it notes nothing that can be read."""
+    for name, part in ((STATE, ORIGIN), (ORIGIN_FILE, "")):
+        try:
+            content = read_json(model / name)
+        except (OSError, ValueError):
+            continue
+        origin = content.get(part) if part else content
+        if isinstance(origin, dict) and isinstance(origin.get(BASE_SHA256), str):
+            return origin
+    return {}
+
+
+def require_same_base(model: Path, base: Path, *, name: str = "") -> bool:
+    """Compares a base model with the one that a checkpoint or a finished adapter was trained on.
+
+    False when nothing was noted to compare with. name is what people call the base model. Raises InvalidModel when the
+    two differ, or OSError.
+    """
+    origin = recorded_origin(model)
+    if not origin:
+        return False
+    if origin[BASE_SHA256] != weights_sha256(base):
+        message = (
+            f"the files of {name or base} are not those that the adapter was trained on "
+            f"({origin.get(BASE_NAME) or 'another model'}); put the former files back, or train again"
+        )
+        raise InvalidModel(Problem("base_model", message), reason="BASE_MODEL_CHANGED")
+    return True

@@ -40,10 +40,12 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Type and shape of a stored tensor."""
+    """Type and shape of a stored tensor; begin and end are its bytes, counted from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
 
     @property
     def elements(self) -> int:
@@ -71,18 +73,18 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     tensors, ranges = {}, []
     for name, entry in header.items():
         if name != "__metadata__":
-            tensors[name], span = _tensor(name, entry)
-            ranges.append(span)
+            tensors[name] = info = _tensor(name, entry)
+            ranges.append((info.begin, info.end))
     end = _check_contiguous(ranges)
     if end != size - 8 - length:
         raise HeaderError(f"the file should have {8 + length + end} bytes and has {size}")
     return raw, tensors
 
 
-def _tensor(name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+def _tensor(name: str, entry: Any) -> TensorInfo:
     try:
-        info = TensorInfo(entry["dtype"], tuple(entry["shape"]))
         begin, end = entry["data_offsets"]
+        info = TensorInfo(entry["dtype"], tuple(entry["shape"]), begin, end)
         bits = ITEM_BITS[info.dtype] * info.elements
     except (TypeError, KeyError, ValueError):
         raise HeaderError(f"the entry of tensor {name[:80]!r} is malformed") from None
@@ -90,7 +92,7 @@ def _tensor(name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
         raise HeaderError(f"the entry of tensor {name[:80]!r} is malformed")
     if (end - begin) * 8 != bits:
         raise HeaderError(f"tensor {name[:80]!r} has {end - begin} bytes, its shape needs {bits // 8}")
-    return info, (begin, end)
+    return info
 
 
 def _check_contiguous(ranges: list[tuple[int, int]]) -> int:

@@ -1,0 +1,218 @@
+"""Writes a merged model file by file: bytes that stay are copied as they are, what changes is summed in blocks of rows.
+
+Sums are taken in float32 and rounded once to the type that the base model is stored in. A block is a few megabytes, so
+what is in memory depends neither on the model nor on its largest tensor, but for an adapter's own matrices.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import orjson
+from threadpoolctl import threadpool_limits
+
+from modelkit.adapters import Adapter, Factors
+from modelkit.datasets.cache import bring_to_disk
+from modelkit.errors import InvalidAdapter, Problem
+from modelkit.inspection import INDEX
+from modelkit.merging.carrying import carry
+from modelkit.merging.plan import MergedTensor, MergePlan
+from modelkit.number_formats import from_float32, is_finite
+
+BLOCK_ELEMENTS = 1 << 16
+COPY_BYTES = 32 << 20
+THREADS = max(1, min(4, os.cpu_count() or 1))
+READABLE = 0o644
+
+Progress = Callable[[float], None]
+
+
+class MergeStopped(Exception):
+    """Somebody asked for an end; nothing is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some rows of a tensor, and where they go."""
+
+    tensor: MergedTensor
+    factors: Factors | None
+    first: int
+    last: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Some stored bytes, and where they go."""
+
+    descriptor: int
+    begin: int
+    position: int
+    size: int
+
+
+def merge(
+    base: Path,
+    adapter: Path,
+    target: Path,
+    *,
+    progress: Progress = lambda _: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> MergePlan:
+    """Writes the base model in one directory with the adapter in another to a third, which must not exist.
+
+    Configuration, tokenizer and chat template go with it. progress hears the share that is done, from 0 to 1;
+    is_stopped is asked between blocks. Raises InvalidModel, InvalidAdapter, OSError or MergeStopped; nothing is left
+    under the target's name then. The plan that is returned tells what was written; it is closed.
+    """
+    staging = target.parent / f".{target.name}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        with Adapter(adapter) as opened, MergePlan(base, opened) as plan:
+            write_weights(plan, staging, progress=progress, is_stopped=is_stopped)
+            carry(plan, staging)
+        bring_to_disk(staging)
+        staging.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return plan
+
+
+def write_weights(
+    plan: MergePlan,
+    target: Path,
+    *,
+    progress: Progress = lambda _: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Writes the weights of a merged model, and their index, to a directory. Raises OSError or MergeStopped."""
+    written, total = 0, max(plan.size, 1)
+
+    def wrote(size: int) -> None:
+        nonlocal written
+        written += size
+        progress(written / total)
+
+    for shard, tensors in plan.shards.items():
+        _write_shard(target / shard, tensors, wrote, is_stopped)
+    if plan.is_indexed:
+        index = {tensor.name: shard for shard, tensors in plan.shards.items() for tensor in tensors}
+        content = {"metadata": {"total_size": plan.size}, "weight_map": dict(sorted(index.items()))}
+        (target / INDEX).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+def _write_shard(
+    path: Path, tensors: list[MergedTensor], wrote: Callable[[int], None], is_stopped: Callable[[], bool]
+) -> None:
+    header = _header(tensors)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, READABLE)
+    try:
+        size = sum(tensor.size for tensor in tensors)
+        os.posix_fallocate(descriptor, 0, len(header) + size)
+        os.pwrite(descriptor, header, 0)
+        _work(_jobs(tensors, len(header)), descriptor, wrote, is_stopped)
+    finally:
+        os.close(descriptor)
+
+
+def _header(tensors: list[MergedTensor]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.size],
+        }
+        position += tensor.size
+    raw = orjson.dumps(entries)
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _jobs(tensors: list[MergedTensor], position: int) -> Iterator[_Block | _Copy]:
+    """What is to be done for a file, in the order of its bytes."""
+    for tensor in tensors:
+        if tensor.is_unchanged:
+            file, begin = tensor.stored.file, tensor.stored.file.start + tensor.stored.info.begin
+            for done in range(0, tensor.size, COPY_BYTES):
+                size = min(COPY_BYTES, tensor.size - done)
+                yield _Copy(file.descriptor, begin + done, position + done, size)
+        else:
+            rows = tensor.shape[0] if tensor.shape else 1
+            factors, row_bytes = tensor.factors(), tensor.size // max(rows, 1)
+            step = max(1, BLOCK_ELEMENTS * rows // max(tensor.stored.info.elements, 1))
+            for first in range(0, rows, step):
+                yield _Block(tensor, factors, first, min(first + step, rows), position + first * row_bytes)
+        position += tensor.size
+
+
+def _work(
+    jobs: Iterator[_Block | _Copy], descriptor: int, wrote: Callable[[int], None], is_stopped: Callable[[], bool]
+) -> None:
+    """Does all the jobs in a few threads; the first error ends all of them."""
+    lock, ending = Lock(), False
+
+    def work() -> None:
+        nonlocal ending
+        while not ending:
+            with lock:
+                job = next(jobs, None)
+                if is_stopped():
+                    raise MergeStopped
+            if job is None:
+                return
+            try:
+                size = _copy(job, descriptor) if isinstance(job, _Copy) else _sum(job, descriptor)
+            except BaseException:
+                ending = True
+                raise
+            with lock:
+                wrote(size)
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
+        for future in [pool.submit(work) for _ in range(THREADS)]:
+            future.result()
+
+
+def _sum(block: _Block, descriptor: int) -> int:
+    tensor = block.tensor
+    rows = from_float32(tensor.rows(block.first, block.last, block.factors), tensor.dtype)
+    if not is_finite(rows, tensor.dtype):
+        message = f"{tensor.name} has values after the merge that {tensor.dtype} cannot hold, or that are no numbers"
+        raise InvalidAdapter(Problem("", message))
+    view = memoryview(rows.reshape(-1).view(np.uint8))
+    size, position = len(view), block.position
+    while view:
+        count = os.pwrite(descriptor, view, position)
+        view, position = view[count:], position + count
+    return size
+
+
+def _copy(job: _Copy, descriptor: int) -> int:
+    """Within the kernel, where file systems can do it without reading."""
+    done = 0
+    while done < job.size:
+        left = job.size - done
+        count = os.copy_file_range(job.descriptor, descriptor, left, job.begin + done, job.position + done)
+        if count == 0:
+            raise OSError("a file of the base model has become shorter while it was read")
+        done += count
+    return done
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
