@@ -8,7 +8,7 @@ from typing import Any
 from modelkit.errors import InvalidModel, Problem
 from modelkit.inspection import read_json
 
-# What a training notes of its origin: in the state of a checkpoint under this key, beside a finished model in this file.
+# A training notes its origin under this key in the state of a checkpoint, and beside a finished model in this file.
 ORIGIN = "origin"
 ORIGIN_FILE = "origin.json"
 STATE = "trainer_state.json"

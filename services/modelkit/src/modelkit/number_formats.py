@@ -1,5 +1,7 @@
 """The number formats of stored weights in NumPy, which holds bfloat16 as the upper halves of float32 numbers."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,7 +9,7 @@ Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
 
 # How NumPy holds what safetensors calls so; BF16 is held as bits.
-STORED = {
+STORED: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),

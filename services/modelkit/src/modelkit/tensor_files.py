@@ -48,12 +48,13 @@ class TensorFile:
             raise InvalidModel(Problem("", f"{self.path.name}: {name} is stored as {info.dtype}, which cannot be read"))
         rows = info.shape[0] if info.shape else 1
         first, last = min(first, rows), rows if last is None else min(last, rows)
-        found = np.empty((last - first, *info.shape[1:]) if info.shape else (), STORED[info.dtype])
+        shape: tuple[int, ...] = (last - first, *info.shape[1:]) if info.shape else ()
+        found: Array = np.empty(shape, STORED[info.dtype])
         self._fill(found, self.start + info.begin + first * ((info.end - info.begin) // max(rows, 1)))
         return found
 
     def _fill(self, array: Array, position: int) -> None:
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         while view:
             count = os.preadv(self.descriptor, [view], position)
             if count == 0:

@@ -190,7 +190,7 @@ def _sum(block: _Block, descriptor: int) -> int:
     if not is_finite(rows, tensor.dtype):
         message = f"{tensor.name} has values after the merge that {tensor.dtype} cannot hold, or that are no numbers"
         raise InvalidAdapter(Problem("", message))
-    view = memoryview(rows.reshape(-1).view(np.uint8))
+    view = rows.reshape(-1).view(np.uint8).data
     size, position = len(view), block.position
     while view:
         count = os.pwrite(descriptor, view, position)
