@@ -1,6 +1,5 @@
 """Archives from strangers, unpacked with limits: nothing is written outside, and no bomb fills the disk."""
 
-import bz2
 import gzip
 import lzma
 import math
@@ -13,18 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from modelkit.datasets.compressed import OPENERS, XZ_MEMORY_BYTES, Forwards
 from modelkit.errors import InvalidDataset, Problem
 
 ZIP = (".zip",)
-TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 GZIP = (".gz",)
 COPY_BYTES = 1 << 20
 MAX_READ_BYTES = 4 << 20
 MAX_HEADER_READS = 1000
-MAX_ENTRY_BYTES = 1024
+MAX_ZIP_ENTRY_BYTES, MAX_TAR_ENTRY_BYTES = 1024, 4096  # what there is of a member beside its content
 MACOS = "__MACOSX/"
 # Python unpacks these piece by piece; of others a few bytes may become gigabytes of memory at once.
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What libraries raise of an archive that is damaged, cut off, encrypted, of an unknown kind, or nonsense.
+TROUBLE = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(NotImplementedError, RuntimeError, IndexError, OverflowError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,10 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> None:
     )
     try:
         kind(archive, writer)
-    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise InvalidDataset(Problem("dataset", f"{archive.name} cannot be unpacked: {error}")) from error
-    except (NotImplementedError, RuntimeError, IndexError, OverflowError) as error:  # encrypted, unknown, or nonsense
+    except TROUBLE as error:
+        if isinstance(error, lzma.LZMAError) and str(error).startswith("Memory usage limit"):
+            words = f"needs more than {XZ_MEMORY_BYTES >> 20} MiB of memory to unpack; pack it with xz -9 or less"
+            raise writer.refusal(words) from error
         raise InvalidDataset(Problem("dataset", f"{archive.name} cannot be unpacked: {error}")) from error
 
 
@@ -105,6 +111,10 @@ class _Writer:
                     raise self._too_large()
                 file.write(block)
 
+    def within_limits(self, stream: Any) -> Forwards:
+        """What an archive is unpacked to, its headers and what is passed over in it included."""
+        return Forwards(stream, self._left + self.limits.files * MAX_TAR_ENTRY_BYTES, self._too_large())
+
     def refusal(self, words: str) -> UnsafeArchive:
         """The complaint."""
         return UnsafeArchive(Problem("dataset", f"{self._archive.name} {words}"))
@@ -124,7 +134,7 @@ class _Writer:
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
     files = writer.limits.files
     with archive.open("rb") as stream:
-        reads: Any = _SmallReads(stream, files * MAX_ENTRY_BYTES, writer.refusal(f"holds more than {files} files"))
+        reads: Any = _SmallReads(stream, files * MAX_ZIP_ENTRY_BYTES, writer.refusal(f"holds more than {files} files"))
         opened = zipfile.ZipFile(reads)
         for member in opened.infolist():
             writer.count()
@@ -144,9 +154,9 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
-    suffix = archive.name.lower().rpartition(".")[2]
-    opener: Any = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(suffix, open)
-    with opener(archive, "rb") as stream:
+    opener = OPENERS.get(archive.name.lower().rpartition(".")[2])
+    with opener(archive) if opener else archive.open("rb") as opened_file:
+        stream = writer.within_limits(opened_file) if opener else opened_file
         reads: Any = _SmallReads(stream, MAX_READ_BYTES, writer.refusal("holds a header that is too large"))
         reads.left = MAX_HEADER_READS
         opened = tarfile.open(fileobj=reads, mode="r:")  # noqa: SIM115 - it owns nothing, the stream is closed
@@ -179,7 +189,7 @@ class _SmallReads:
     def __init__(self, stream: Any, most: int, refusal: UnsafeArchive) -> None:
         self._stream, self._most, self._refusal = stream, most, refusal
         self.left = math.inf
-        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, lambda: True
 
     def read(self, size: int = -1) -> bytes:
         """At most as many bytes as are let through."""
