@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from modelkit.chatglm.tokenizer import merges_of
 from modelkit.errors import InvalidModel, Problem
 from modelkit.scratch.families import Family
 
@@ -55,7 +56,10 @@ def _byte_level(kind: Family, vocab_size: int, texts: Iterable[str]) -> Any:
 
 
 def _byte_fallback(kind: Family, vocab_size: int, texts: Iterable[str]) -> Any:
-    """Half of what the special tokens and bytes leave is for characters, the rest for what they make together."""
+    """Half of what the special tokens and bytes leave is for characters, the rest for what they make together.
+
+    Like tokenizers that come from sentencepiece, it merges any two tokens that make a third one.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
@@ -71,10 +75,12 @@ def _byte_fallback(kind: Family, vocab_size: int, texts: Iterable[str]) -> Any:
     learnt = orjson.loads(learner.to_str())["model"]
     words = sorted(learnt["vocab"], key=learnt["vocab"].get)[len(kind.special_tokens) :]
     tokens = [*kind.special_tokens, *(f"<0x{byte:02X}>" for byte in range(BYTES)), *words]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    ranks = {left + right: rank for rank, (left, right) in reversed(list(enumerate(learnt["merges"])))}
     backend = Tokenizer(
         models.BPE(
-            vocab={token: number for number, token in enumerate(tokens)},
-            merges=[tuple(merge) for merge in learnt["merges"]],
+            vocab=vocabulary,
+            merges=merges_of([(token, -rank) for token, rank in ranks.items()], vocabulary),
             unk_token=kind.unk,
             fuse_unk=True,
             byte_fallback=True,

@@ -1,0 +1,243 @@
+"""Writes a model with its adapter as GGUF files, straight from the two: no merged model is written in between."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from gguf import GGMLQuantizationType
+from threadpoolctl import threadpool_limits
+from transformers import PreTrainedTokenizerBase
+
+from export_service.gguf.container import Container, Entry
+from export_service.gguf.errors import GgufNotPossible, not_possible
+from export_service.gguf.file_types import FILE_TYPES, FileType, keeps_float32, tensor_type
+from export_service.gguf.importance import importance
+from export_service.gguf.mixing import mix
+from export_service.gguf.modelfile import write_modelfile
+from export_service.gguf.outline import Outline
+from export_service.gguf.problems import problems
+from export_service.gguf.quantizer import encode
+from export_service.gguf.tensors import PlannedTensor, planned_tensors
+from export_service.gguf.vocabulary import Vocabulary
+from modelkit.adapters import Adapter, Factors
+from modelkit.errors import Problem
+from modelkit.inspection import TOKENIZERS
+from modelkit.loading import load_config, load_tokenizer
+from modelkit.merging import MergePlan
+
+BLOCK_ELEMENTS = 1 << 18
+THREADS = max(1, min(4, os.cpu_count() or 1))
+UNQUANTIZED = "unquantized"
+WRITING_SHARE = 0.5  # of the time, when llama.cpp quantizes afterwards
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufJob:
+    """What to write: base and adapter are directories in Hugging Face and PEFT form, types names of file types.
+
+    Files are called `stem-TYPE.gguf`. importance_rows are texts as the model was trained on; modelfile asks for an
+    Ollama Modelfile beside each file.
+    """
+
+    base: Path
+    adapter: Path | None
+    target_dir: Path
+    stem: str
+    types: list[str]
+    importance_rows: list[str] | None = None
+    modelfile: bool = False
+
+
+def write(job: GgufJob, progress: Progress = lambda _share, _text: None) -> list[Path]:
+    """Writes the files and returns their paths; progress hears a share from 0 to 1 and what is being done.
+
+    A file has its name only once it is whole. Memory is a few megabytes beside the adapter's matrices; a mixed type
+    takes a file of the model as it is stored beside it while it is written. Raises GgufNotPossible listing every
+    problem, QuantizationFailed, InvalidModel, InvalidAdapter or OSError.
+    """
+    with ExitStack() as stack:
+        adapter = stack.enter_context(Adapter(job.adapter)) if job.adapter else None
+        plan = stack.enter_context(MergePlan(job.base, adapter))
+        config = {**load_config(job.base).to_dict(), "tie_word_embeddings": plan.config.get("tie_word_embeddings")}
+        found = problems(config, job.types, has_text=bool(job.importance_rows))
+        if adapter and adapter.head is not None:
+            found.append("the adapter makes a text classifier, which GGUF files have no place for; export it merged")
+        if found:
+            raise GgufNotPossible([Problem("quantizations", text) for text in found])
+        return _Writing(job, plan, Outline(config), progress).run()
+
+
+def tokenizer_of(base: Path, adapter: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer that the adapter was trained with: its own, or else its base model's. Raises InvalidModel."""
+    own = adapter is not None and any((adapter / name).is_file() for name in TOKENIZERS)
+    return load_tokenizer(adapter if own and adapter else base, load_config(base))
+
+
+class _Writing:
+    def __init__(self, job: GgufJob, plan: MergePlan, outline: Outline, progress: Progress) -> None:
+        self.job, self.plan, self.outline, self.progress = job, plan, outline, progress
+        self.tensors = planned_tensors(plan, outline)
+        self.kinds = [FILE_TYPES[name] for name in dict.fromkeys(job.types)]
+        self.mixed = [kind for kind in self.kinds if not kind.direct]
+        embeddings = next(tensor for tensor in self.tensors if tensor.name == "token_embd.weight")
+        self.tokenizer = tokenizer_of(job.base, job.adapter)
+        self.stops = stop_tokens(outline.config)
+        architecture = outline.architecture.name
+        size = embeddings.shape[0]
+        self.vocabulary = Vocabulary(self.tokenizer, size=size, architecture=architecture, stops=self.stops)
+        self.size = size
+
+    def run(self) -> list[Path]:
+        """Writes everything; see write."""
+        self.job.target_dir.mkdir(parents=True, exist_ok=True)
+        unquantized = self.job.target_dir / f".{self.job.stem}-{UNQUANTIZED}.gguf"
+        try:
+            self._write_direct(unquantized)
+            self._write_mixed(unquantized)
+        finally:
+            unquantized.unlink(missing_ok=True)
+        paths = [self._path(kind) for kind in self.kinds]
+        if self.job.modelfile:
+            for path in list(paths):
+                name = "Modelfile" if len(self.kinds) == 1 else f"Modelfile-{path.stem.rpartition('-')[2]}"
+                paths.append(
+                    write_modelfile(
+                        self.job.target_dir / name,
+                        path.name,
+                        tokenizer=self.tokenizer,
+                        stops=self.stops,
+                        context_length=self.outline.context_length,
+                        settings=self.job.base / "generation_config.json",
+                    )
+                )
+        return paths
+
+    def _path(self, kind: FileType) -> Path:
+        return self.job.target_dir / f"{self.job.stem}-{kind.name}.gguf"
+
+    def _write_direct(self, unquantized: Path) -> None:
+        direct = [kind for kind in self.kinds if kind.direct]
+        share = WRITING_SHARE if self.mixed else 1.0
+        names = ", ".join(kind.name for kind in direct) or "the model as it is stored"
+        total, done, lock = sum(_elements(tensor.shape) for tensor in self.tensors), 0, Lock()
+        with ExitStack() as stack:
+            files = [(self._types(kind), stack.enter_context(self._container(kind))) for kind in direct]
+            if self.mixed:
+                types = {tensor.name: _stored_type(tensor) for tensor in self.tensors}
+                files.append((types, stack.enter_context(self._container(None, unquantized))))
+
+            def wrote(elements: int) -> None:
+                nonlocal done
+                with lock:
+                    done += elements
+                    self.progress(share * done / total, f"writing {names}")
+
+            _fill(self.tensors, files, wrote)
+
+    def _write_mixed(self, unquantized: Path) -> None:
+        if not self.mixed:
+            return
+        matrix = None
+        if any(kind.importance for kind in self.mixed):
+            self.progress(WRITING_SHARE, "computing the importance of each column from training text")
+            matrix = importance(
+                self.job.base, self.job.adapter, self.outline, self.tokenizer, self.job.importance_rows or []
+            )
+        for at, kind in enumerate(self.mixed):
+            self.progress(WRITING_SHARE + (1 - WRITING_SHARE) * at / len(self.mixed), f"quantizing to {kind.name}")
+            mix(unquantized, self._path(kind), kind, matrix if kind.importance else None)
+        self.progress(1.0, "done")
+
+    def _types(self, kind: FileType) -> dict[str, GGMLQuantizationType]:
+        tied = not any(tensor.name == "output.weight" for tensor in self.tensors)
+        return {tensor.name: tensor_type(kind, tensor.name, tensor.shape, tied=tied) for tensor in self.tensors}
+
+    def _container(self, kind: FileType | None, path: Path | None = None) -> Container:
+        types = self._types(kind) if kind else {tensor.name: _stored_type(tensor) for tensor in self.tensors}
+        architecture = self.outline.architecture.name
+        outline = {f"{architecture}.{key}": value for key, value in self.outline.metadata().items()}
+        metadata = {
+            "general.type": "model",
+            "general.name": self.vocabulary.model_name(self.job.stem),
+            "general.quantization_version": 2,
+            **({"general.file_type": int(kind.number)} if kind else {}),
+            f"{architecture}.vocab_size": self.size,
+            **outline,
+            **self.vocabulary.metadata(),
+        }
+        entries = [Entry(tensor.name, tensor.shape, types[tensor.name]) for tensor in self.tensors]
+        return Container(path or self._path(kind or FILE_TYPES["F32"]), architecture, metadata, entries)
+
+
+def stop_tokens(config: dict[str, Any]) -> list[int]:
+    """Numbers of the tokens that end a reply, by a model's configuration."""
+    found = config.get("eos_token_id")
+    return found if isinstance(found, list) else [found] if found is not None else []
+
+
+def _stored_type(tensor: PlannedTensor) -> GGMLQuantizationType:
+    """The type in a file that nothing is lost in."""
+    if keeps_float32(tensor.name, tensor.shape) or tensor.dtype not in ("F16", "BF16"):
+        return GGMLQuantizationType.F32
+    return GGMLQuantizationType[tensor.dtype]
+
+
+Files = Sequence[tuple[dict[str, GGMLQuantizationType], Container]]
+Block = tuple[PlannedTensor, int, int, Factors | None]
+
+
+def _elements(shape: Sequence[int]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
+
+
+def _blocks(tensors: Sequence[PlannedTensor]) -> Iterator[Block]:
+    """The model in blocks of rows of about a megabyte."""
+    for tensor in tensors:
+        factors, rows = tensor.factors(), tensor.shape[0]
+        step = max(1, BLOCK_ELEMENTS // max(1, _elements(tensor.shape[1:])))
+        step = -(-step // tensor.unit) * tensor.unit
+        for first in range(0, rows, step):
+            yield tensor, first, min(first + step, rows), factors
+
+
+def _fill(tensors: Sequence[PlannedTensor], files: Files, wrote: Callable[[int], None]) -> None:
+    """Makes each block once and writes it to every file, in a few threads; the first error ends all of them."""
+    blocks, lock, ending = _blocks(tensors), Lock(), False
+
+    def work() -> None:
+        nonlocal ending
+        while not ending:
+            with lock:
+                block = next(blocks, None)
+            if block is None:
+                return
+            try:
+                wrote(_write_block(block, files))
+            except BaseException:
+                ending = True
+                raise
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
+        for future in [pool.submit(work) for _ in range(THREADS)]:
+            future.result()
+
+
+def _write_block(block: Block, files: Files) -> int:
+    tensor, first, last, factors = block
+    rows = tensor.rows(first, last, factors)
+    for types, file in files:
+        try:
+            file.write(tensor.name, first, encode(rows, types[tensor.name]))
+        except GgufNotPossible as error:
+            raise not_possible(f"{tensor.name}: {error}", "quantizations") from error
+    return int(rows.size)

@@ -1,0 +1,51 @@
+"""Types that mix others, and those that want an importance matrix: llama.cpp's own quantizer, in a process of its own.
+
+A process, because the library ends its process where others raise an error, and holds memory of its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from export_service.gguf.container import publish
+from export_service.gguf.errors import QuantizationFailed
+from export_service.gguf.file_types import FileType
+from modelkit.errors import Problem
+from modelkit.number_formats import Floats
+
+CHILD = "export_service.gguf.mixing_child"
+TOLD_CHARACTERS = 600
+
+
+def mix(source: Path, target: Path, kind: FileType, importance: Mapping[str, Floats] | None = None) -> None:
+    """Quantizes a GGUF file to another. importance is one number per column, by tensor.
+
+    Raises QuantizationFailed with llama.cpp's words, or OSError; nothing is left under the target's name then.
+    """
+    staging = target.with_name(f".{target.name}.tmp")
+    with tempfile.TemporaryDirectory(prefix="tunesmith-gguf-") as folder:
+        matrix = Path(folder) / "importance.npz"
+        if importance:
+            np.savez(matrix, **dict(importance))
+        job = {
+            "source": str(source),
+            "target": str(staging),
+            "file_type": int(kind.number),
+            "importance": str(matrix) if importance else None,
+        }
+        try:
+            done = subprocess.run(  # noqa: S603 - this program's own interpreter and module
+                [sys.executable, "-m", CHILD], input=json.dumps(job), capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                words = done.stderr.strip()[-TOLD_CHARACTERS:]
+                message = f"llama.cpp could not quantize to {kind.name} (status {done.returncode}): {words}"
+                raise QuantizationFailed(Problem("quantizations", message))
+            publish(staging, target)
+        finally:
+            staging.unlink(missing_ok=True)
