@@ -169,6 +169,7 @@ async def test_numbers_that_json_has_no_form_for(gateway: Any) -> None:
         (Aborted("x"), 409),
         (PermissionDenied("x"), 403),
         (ResourceExhausted("x"), 429),
+        (ResourceExhausted("x", metadata={"retry_after_seconds": "7"}), 429),
         (DeadlineExceeded("x"), 504),
         (Unavailable("x"), 503),
         (Internal("x", metadata={"id": "5"}), 500),
@@ -185,7 +186,7 @@ async def test_errors_of_services(gateway: Any, error: TunesmithError, status: i
     assert document["message"] == "x"
     assert document["metadata"] == error.metadata
     assert document["details"][0]["reason"] == error.reason
-    assert ("retry-after" in response.headers) == (status == 503)
+    assert ("retry-after" in response.headers) == (status == 503 or "retry_after_seconds" in error.metadata)
 
 
 async def test_what_is_not_implemented(gateway: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from gateway.http import Header, Send, http_status, respond
-from servicekit.errors import DOMAIN, Problem, TunesmithError, Unauthenticated, Unavailable
+from servicekit.errors import DOMAIN, Problem, ResourceExhausted, TunesmithError, Unauthenticated, Unavailable
 from servicekit.spooling import TOO_MANY_UPLOADS
 
 _TYPE = "type.googleapis.com/google.rpc"
@@ -46,6 +46,8 @@ def headers(error: TunesmithError) -> tuple[Header, ...]:
         return _CHALLENGE
     if error.reason == TOO_MANY_UPLOADS:
         return _RETRY_LATER
+    if isinstance(error, ResourceExhausted) and (seconds := error.metadata.get("retry_after_seconds", "")).isdecimal():
+        return ((b"retry-after", seconds.encode()),)
     return _RETRY if isinstance(error, Unavailable) else ()
 
 
