@@ -143,6 +143,30 @@ async def test_death_is_reported_by_name_and_mended(group: Group, number: signal
     assert group.said[1].startswith("bus serves again after ")
 
 
+async def test_a_fault_is_told_and_mended_by_a_new_start(group: Group) -> None:
+    faults = iter(["", "", "cannot write (no space left)"])
+
+    async def fault() -> str:
+        return next(faults, "")
+
+    patience = replace(PATIENCE, check=0.01)
+    async with group.running(replace(group.program("bus"), fault=fault), patience=patience):
+        bus = group.member("bus")
+        await eventually(lambda: bus.restarts == 1 and bus.state == "running")
+        assert group.order() == ["start bus", "stop bus", "start bus"]
+    assert group.said[0] == "bus cannot write (no space left); starting it again in 0.01 s"
+
+
+async def test_a_death_is_noticed_between_two_questions_for_faults(group: Group) -> None:
+    async def fault() -> str:
+        return ""
+
+    async with group.running(replace(group.program("bus"), fault=fault)):
+        bus = group.member("bus")
+        os.kill(bus.pid, signal.SIGKILL)
+        await eventually(lambda: bus.restarts == 1 and bus.state == "running")
+
+
 async def test_crash_loop_shows_the_end_of_the_log_and_goes_on(group: Group) -> None:
     patience = replace(PATIENCE, loop_deaths=3)
     async with group.running(group.program("bus"), patience=patience):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import socket
 import stat
 import subprocess
@@ -19,14 +20,14 @@ from typer.testing import CliRunner
 
 from servicekit import subjects
 from servicekit.bus import EventBus
-from servicekit.errors import Unauthenticated
+from servicekit.errors import Unauthenticated, Unavailable
 from servicekit.identity import Role, TokenIssuer, TokenVerifier, generate_private_key, public_key
 from tests.support.waiting import eventually
 from tunesmith.cli import app
 from tunesmith_local import identity, nats, ports
 from tunesmith_local.errors import CannotStart
 from tunesmith_local.files import last_lines, write_whole
-from tunesmith_local.health import http_serving, nats_serving
+from tunesmith_local.health import http_serving, nats_fault, nats_serving
 from tunesmith_local.layout import DataDirectory
 from tunesmith_local.lock import held
 from tunesmith_local.supervisor import levels
@@ -179,6 +180,8 @@ class Broker:
 
     url: str
     accounts: dict[str, nats.Account]
+    health_url: str
+    pid: int
 
     @asynccontextmanager
     async def bus(self, name: str) -> AsyncIterator[EventBus]:
@@ -208,11 +211,11 @@ class Broker:
 
 @pytest.fixture
 async def broker(data: DataDirectory) -> AsyncIterator[Broker]:
-    port = ports.assign(["nats"], data.ports)["nats"]
-    command, accounts = nats.prepare(data, port)
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    port, monitor = ports.assign(["nats", "nats-monitor"], data.ports).values()
+    prepared = nats.prepare(data, port, monitor)
+    process = await asyncio.create_subprocess_exec(*prepared.command, stderr=asyncio.subprocess.DEVNULL)
     await eventually(nats_serving(port))
-    yield Broker(f"nats://127.0.0.1:{port}", accounts)
+    yield Broker(f"nats://127.0.0.1:{port}", prepared.accounts, prepared.health_url, process.pid)
     process.kill()
     await process.wait()
 
@@ -256,6 +259,21 @@ async def test_broker_knows_its_users_alone(broker: Broker, login: dict[str, str
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()
+
+
+async def test_a_broker_that_cannot_write_has_a_fault(broker: Broker) -> None:
+    fault = nats_fault(broker.health_url)
+    async with broker.bus("task-service") as bus:
+        await bus.ensure_streams()
+        await bus.publish("work.finetune.default.t1", b"item")
+        assert await fault() == ""
+        unlimited = resource.prlimit(broker.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(broker.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
+        with pytest.raises(Unavailable):
+            await bus.publish("work.finetune.default.t2", b"item")
+        assert "write error" in await fault()
+    without_secret = urlsplit(broker.health_url)._replace(path="/healthz").geturl()
+    assert not await http_serving(without_secret)()
 
 
 async def test_nobody_serves_at_a_free_port(data: DataDirectory) -> None:

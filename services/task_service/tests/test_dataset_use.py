@@ -96,7 +96,7 @@ async def test_a_dataset_deleted_while_a_task_is_made_is_missed(service: Service
     """The check before the transaction saw it, the transaction does not."""
     dataset = await upload(alice)
 
-    async def delete_meanwhile(*_: Any) -> list[Any]:
+    async def delete_meanwhile(spec: Any, source: Any, identity: Any) -> list[Any]:
         await delete(alice, dataset)
         return []
 

@@ -10,6 +10,7 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SECONDS = 2.0
+WRITE_ERROR = "write error"
 
 
 def grpc_serving(port: int) -> Callable[[], Awaitable[bool]]:
@@ -36,6 +37,24 @@ def http_serving(url: str) -> Callable[[], Awaitable[bool]]:
                 return (await client.get(url)).status_code == httpx.codes.OK
             except httpx.TransportError:
                 return False
+
+    return ask
+
+
+def nats_fault(url: str) -> Callable[[], Awaitable[str]]:
+    """Why a NATS server must be started again, empty while nothing is wrong; url is that of its health.
+
+    After a write that failed, as on a full disk, a stream takes nothing more until the server starts anew.
+    """
+
+    async def ask() -> str:
+        async with httpx.AsyncClient(timeout=SECONDS, trust_env=False) as client:
+            try:
+                document = (await client.get(url)).json()
+            except (httpx.TransportError, ValueError):
+                return ""
+        reason = str(document.get("error", ""))
+        return f"cannot store messages ({reason})" if WRITE_ERROR in reason else ""
 
     return ask
 

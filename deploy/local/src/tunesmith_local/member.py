@@ -18,7 +18,8 @@ LOG_LINES = 20
 class Patience:
     """How long things may take, in seconds.
 
-    poll: between two questions whether a process serves; start: for it to serve; first, longest: before a dead one is
+    poll: between two questions whether a process serves; start: for it to serve; check: between two questions whether
+    it has a fault; first, longest: before a dead one is
     started again, doubling from one to the other and anew once it served for calm. start_deaths before it ever served
     are too many; loop_deaths within loop_seconds are called a crash loop.
     """
@@ -27,6 +28,7 @@ class Patience:
     start: float = 180.0
     first: float = 0.25
     longest: float = 10.0
+    check: float = 5.0
     calm: float = 10.0
     start_deaths: int = 3
     loop_deaths: int = 5
@@ -86,7 +88,7 @@ class Member:
             return f"could not be started ({error})", False
         self._set("starting")
         serving_since = await self._served_by(process)
-        end = await process.ended()
+        end = await self._watched(process)
         now = time.monotonic()
         self._deaths.append(now)
         return end, serving_since is not None and now - serving_since >= self._patience.calm
@@ -106,6 +108,21 @@ class Member:
                 return None
             await asyncio.sleep(self._patience.poll)
         return None
+
+    async def _watched(self, process: Process) -> str:
+        """Waits until a process has ended, and ends one that has a fault; why, for people."""
+        ended = asyncio.ensure_future(process.ended())
+        try:
+            while self.program.fault is not None:
+                await asyncio.wait((ended,), timeout=self._patience.check)
+                if ended.done():
+                    break
+                if fault := await self.program.fault():
+                    await process.stop()
+                    return fault
+            return await ended
+        finally:
+            ended.cancel()
 
     def _serves(self, seconds: float) -> None:
         if self.served.is_set():

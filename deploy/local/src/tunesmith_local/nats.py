@@ -66,8 +66,17 @@ def new_accounts() -> dict[str, Account]:
     return {name: Account(name, secrets.token_urlsafe(24)) for name in PERMISSIONS}
 
 
-def configuration(port: int, store: Path, accounts: dict[str, Account]) -> str:
-    """The server's configuration file. What JetStream acknowledges is on disk."""
+@dataclass(frozen=True)
+class Broker:
+    """How the server is run, who may log in, and where it tells of its health, which is nobody else's to know."""
+
+    command: tuple[str, ...]
+    accounts: dict[str, Account]
+    health_url: str
+
+
+def configuration(port: int, monitor_port: int, secret: str, store: Path, accounts: dict[str, Account]) -> str:
+    """The server's configuration file. What JetStream acknowledges is on disk; secret begins the monitor's paths."""
     users = [
         {
             "user": account.user,
@@ -83,23 +92,24 @@ def configuration(port: int, store: Path, accounts: dict[str, Account]) -> str:
         "server_name": "tunesmith",
         "host": "127.0.0.1",
         "port": port,
+        "http": f"127.0.0.1:{monitor_port}",
+        "http_base_path": f"/{secret}",
         "jetstream": {"store_dir": str(store), "sync_interval": "always"},
         "authorization": {"users": users},
     }
     return json.dumps(document, indent=2) + "\n"
 
 
-def prepare(data: DataDirectory, port: int) -> tuple[tuple[str, ...], dict[str, Account]]:
-    """Writes the configuration, and for programs that subscribe to events how they log in (run/subscriber.json).
-
-    Returns the command that runs the server, and the accounts.
-    """
+def prepare(data: DataDirectory, port: int, monitor_port: int) -> Broker:
+    """Writes the configuration, and for programs that subscribe to events how they log in (run/subscriber.json)."""
     accounts = new_accounts()
     path = data.run / "nats.conf"
-    write_whole(path, configuration(port, data.nats, accounts))
+    secret = secrets.token_urlsafe(24)
+    write_whole(path, configuration(port, monitor_port, secret, data.nats, accounts))
     subscriber = {"url": f"nats://127.0.0.1:{port}", **asdict(accounts[SUBSCRIBER])}
     write_whole(data.run / "subscriber.json", json.dumps(subscriber, indent=2) + "\n")
-    return (str(server_binary()), "--config", str(path)), accounts
+    command = (str(server_binary()), "--config", str(path))
+    return Broker(command, accounts, f"http://127.0.0.1:{monitor_port}/{secret}/healthz")
 
 
 def server_binary() -> Path:

@@ -15,7 +15,10 @@ LOG_BYTES = 10 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Program:
-    """A row of the process table: what runs, what it needs running first, and how to ask whether it serves."""
+    """A row of the process table: what runs, what it needs running first, and how to ask whether it serves.
+
+    fault tells why a process that serves must be started again all the same, empty while nothing is wrong.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -24,6 +27,7 @@ class Program:
     port: int | None = None
     depends_on: tuple[str, ...] = ()
     stop_seconds: float = 15.0
+    fault: Callable[[], Awaitable[str]] | None = None
 
 
 class Process:

@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 
 from tunesmith_local import identity, nats
-from tunesmith_local.health import grpc_serving, http_serving, nats_serving
+from tunesmith_local.health import grpc_serving, http_serving, nats_fault, nats_serving
 from tunesmith_local.layout import DataDirectory
 from tunesmith_local.process import Program
 
 LOOPBACK = "127.0.0.1"
-NATS, TASK, EVAL, EXPORT, GATEWAY = "nats", "task-service", "eval-service", "export-service", "gateway"
+NATS, NATS_MONITOR = "nats", "nats-monitor"
+TASK, EVAL, EXPORT, GATEWAY = "task-service", "eval-service", "export-service", "gateway"
 SERVICES = (TASK, "trainer", EVAL, EXPORT)
 RELEASE_SECONDS = 20.0
 WILDCARDS = ("0.0.0.0", "::")
@@ -39,8 +40,8 @@ class Request:
 
     @property
     def internal(self) -> list[str]:
-        """Names of the processes that need a loopback port."""
-        return [NATS, TASK, EVAL, EXPORT, *self.trainers]
+        """Names of what needs a loopback port."""
+        return [NATS, NATS_MONITOR, TASK, EVAL, EXPORT, *self.trainers]
 
     @property
     def url(self) -> str:
@@ -51,9 +52,11 @@ class Request:
 
 def programs(request: Request, ports: Mapping[str, int]) -> list[Program]:
     """Every program. Environment variables that choose another database or object store stay in force."""
-    nats_command, accounts = nats.prepare(request.data, ports[NATS])
+    broker = nats.prepare(request.data, ports[NATS], ports[NATS_MONITOR])
+    accounts = broker.accounts
+    fault = nats_fault(broker.health_url)
     return [
-        Program(NATS, nats_command, nats_serving(ports[NATS]), port=ports[NATS]),
+        Program(NATS, broker.command, nats_serving(ports[NATS]), port=ports[NATS], fault=fault),
         _task_service(request, ports, accounts[TASK]),
         _plain_service(request, ports, EVAL, "eval_service"),
         _plain_service(request, ports, EXPORT, "export_service"),
