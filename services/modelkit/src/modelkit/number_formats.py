@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 # How NumPy holds what safetensors calls so; BF16 is held as bits.
 STORED: dict[str, np.dtype[Any]] = {

@@ -12,7 +12,7 @@ import orjson
 
 from modelkit.adapters.config import AdapterConfig, read_config
 from modelkit.errors import InvalidAdapter, Problem
-from modelkit.number_formats import Floats
+from modelkit.number_formats import Doubles
 from modelkit.safetensors_header import HeaderError, TensorInfo
 from modelkit.tensor_files import StoredTensor, TensorFile
 
@@ -28,17 +28,18 @@ WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)(?:\.default)?(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """Two matrices in float32 whose product is added to a tensor: left (rows, rank), right (rank, columns).
+    """Two matrices in float64 whose product is added to a tensor: left (rows, rank), right (rank, columns).
 
-    right has been multiplied by the adapter's scale.
+    right has been multiplied by the adapter's scale. In float32 a sum that nearly cancels out would be off by more than
+    its last digit.
     """
 
-    left: Floats
-    right: Floats
+    left: Doubles
+    right: Doubles
 
-    def rows(self, first: int, last: int) -> Floats:
+    def rows(self, first: int, last: int) -> Doubles:
         """Some rows of the product."""
-        product: Floats = self.left[first:last] @ self.right
+        product: Doubles = self.left[first:last] @ self.right
         return product
 
 
@@ -74,9 +75,9 @@ class Product:
 
     def read(self, shape: tuple[int, ...]) -> Factors:
         """The matrices, turned as a tensor of this shape needs them. Raises OSError."""
-        inner, outer = self.inner.values(), self.outer.values()
+        inner, outer = (matrix.values().astype(np.float64) for matrix in (self.inner, self.outer))
         left, right = (inner.T, outer.T) if self.is_transposed(shape) else (outer, inner)
-        return Factors(np.ascontiguousarray(left), np.ascontiguousarray(right * np.float32(self.scale)))
+        return Factors(np.ascontiguousarray(left), np.ascontiguousarray(right * self.scale))
 
 
 class Adapter:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from modelkit.adapters import Adapter, Factors, Product
 from modelkit.architectures import sequence_classifiers
 from modelkit.errors import InvalidAdapter, InvalidModel, Problem
@@ -52,11 +54,13 @@ class MergedTensor:
         return self.product.read(self.shape) if self.product else None
 
     def rows(self, first: int, last: int, factors: Factors | None = None) -> Floats:
-        """Some rows in float32, summed in float32; factors are those of this tensor. Raises OSError."""
+        """Some rows in float32, summed in float64; factors are those of this tensor. Raises OSError."""
         found = self.stored.values(first, last)
-        if factors is not None:
-            found += factors.rows(first, last)
-        return found
+        if factors is None:
+            return found
+        total = factors.rows(first, last)
+        total += found
+        return total.astype(np.float32)
 
     def read(self) -> Floats:
         """The whole tensor in float32. Raises OSError."""

@@ -1,6 +1,6 @@
 """Writes a merged model file by file: bytes that stay are copied as they are, what changes is summed in blocks of rows.
 
-Sums are taken in float32 and rounded once to the type that the base model is stored in. A block is a few megabytes, so
+Sums are taken in float64 and rounded to the type that the base model is stored in. A block is a few megabytes, so
 what is in memory depends neither on the model nor on its largest tensor, but for an adapter's own matrices.
 """
 
