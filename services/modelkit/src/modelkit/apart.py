@@ -22,7 +22,12 @@ from typing import IO
 REFUSED, FAILED, TOO_LARGE = 3, 4, 5
 PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 # One heap and the C library's allocator: address space is what is limited, and others reserve gigabytes of it.
-FRUGAL = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+FRUGAL = {
+    "MALLOC_ARENA_MAX": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "OMP_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+}
 PR_SET_PDEATHSIG = 1
 OOM_SCORE = 800
 LAST_BYTES = 4096

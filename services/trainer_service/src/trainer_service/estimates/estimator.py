@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.json_format import MessageToDict
 
@@ -121,35 +121,31 @@ class Estimator:
         samples = samples or finetune.language_model.packing
         rows = self._rows(finetune, model_dir, dataset, count, samples=samples)
         plan = steps(finetune, rows, processes)
-        setting = Setting(device.type, processes, rows.longest)
-        run = Run(
-            device=device.name,
-            processes=processes,
-            method=finetune.language_model.method,
-            checkpointing=finetune.training.gradient_checkpointing,
-            parameters=shape.parameters,
-            tokens_per_step=plan.tokens,
-        )
+        run = _run(finetune, shape, plan, device, processes)
         pace = self.calibration.steps_per_second(run)
-        saved = checkpoints_saved(finetune.training, plan, plan.total / pace if pace else 0.0)
-        kept = checkpoints_kept(finetune.training, saved)
-        sizes = files(shape, finetune, model_dir)
-        places = replace(self._places, output=output_dir or self._places.output)
+        setting = Setting(device.type, processes, rows.longest)
         return Estimate(
             finetune=finetune,
             memory=memory(shape, finetune, setting),
             by_method={method: memory(shape, _by(finetune, method), setting).total for method in METHODS},
             weights=weights_bytes(shape, finetune, device.type),
             device=device,
-            files=sizes,
-            rooms=tuple(rooms(sizes, saved=saved, kept=kept, places=places, free=self._free)),
-            saved=saved,
-            kept=kept,
             steps=plan,
             rows=rows,
             steps_per_second=pace,
             run=run,
+            **self._disk(finetune, files(shape, finetune, model_dir), plan, pace, output_dir),
         )
+
+    def _disk(
+        self, finetune: Finetune, sizes: Files, plan: Steps, pace: float, output_dir: Path | None
+    ) -> dict[str, Any]:
+        """What an Estimate says of files."""
+        saved = checkpoints_saved(finetune.training, plan, plan.total / pace if pace else 0.0)
+        kept = checkpoints_kept(finetune.training, saved)
+        places = replace(self._places, output=output_dir or self._places.output)
+        found = rooms(sizes, saved=saved, kept=kept, places=places, free=self._free)
+        return {"files": sizes, "rooms": tuple(found), "saved": saved, "kept": kept}
 
     def _shape(self, model_dir: Path) -> Shape:
         status = (model_dir / "config.json").stat()
@@ -208,6 +204,17 @@ class _Remembered(Generic[T]):
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return value
+
+
+def _run(finetune: Finetune, shape: Shape, plan: Steps, device: Device, processes: int) -> Run:
+    return Run(
+        device=device.name,
+        processes=processes,
+        method=finetune.language_model.method,
+        checkpointing=finetune.training.gradient_checkpointing,
+        parameters=shape.parameters,
+        tokens_per_step=plan.tokens,
+    )
 
 
 def _by(finetune: Finetune, method: str) -> Finetune:
