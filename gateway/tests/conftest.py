@@ -16,13 +16,14 @@ from google.protobuf.message import Message
 from gateway.backends import connect
 from gateway.settings import GatewaySettings
 from gateway.setup import build_app, build_server, listen
-from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem, TunesmithError, Unimplemented
+from gateway.tests.model_services import EvalService, ExportService
+from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem, TunesmithError
 from servicekit.grpc_server import Servicer, running_server
 from servicekit.identity import Role, TokenIssuer, generate_private_key, public_key
 from servicekit.settings import ServiceSettings
 from task_service.parameters.servicer import ParameterServicer
-from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
-from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
+from tunesmith.eval.v1 import eval_service_pb2_grpc
+from tunesmith.export.v1 import export_service_pb2_grpc
 from tunesmith.task.v1 import (
     dataset_service_pb2,
     dataset_service_pb2_grpc,
@@ -35,7 +36,7 @@ from tunesmith.task.v1 import (
 )
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
-TASK_ID = "01k" + "a" * 23
+TASK_ID, EXPORT_ID = "01k" + "a" * 23, "01k" + "b" * 23
 ENDED = (task_pb2.STATE_COMPLETED, task_pb2.STATE_FAILED, task_pb2.STATE_STOPPED)
 
 
@@ -91,6 +92,7 @@ class TaskService(task_service_pb2_grpc.TaskServiceServicer):
             raise InvalidArgument(problems=self.spec_problems)
         task = finetune_task(name=request.name, labels=request.labels)
         task.spec.CopyFrom(request.spec)
+        task.id = EXPORT_ID if task.spec.HasField("export") else TASK_ID
         if not request.validate_only:
             self.tasks[task.id] = task
         return task_service_pb2.CreateTaskResponse(task=task)
@@ -227,22 +229,9 @@ class TrainerService(trainer_service_pb2_grpc.TrainerServiceServicer):
         return trainer_service_pb2.ValidateDatasetResponse(valid=True, rows=3)
 
 
-class EvalService(eval_service_pb2_grpc.EvalServiceServicer):
-    async def Generate(self, request: Any, context: Any) -> Any:
-        for word in request.messages[0].content.split():
-            yield eval_service_pb2.GenerateResponse(text=word)
-        yield eval_service_pb2.GenerateResponse(finish_reason="stop")
-
-    async def CreateEvaluation(self, request: Any, context: Any) -> Any:
-        raise Unimplemented("evaluations come later")
-
-
-class ExportService(export_service_pb2_grpc.ExportServiceServicer):
-    async def ListFormats(self, request: Any, context: Any) -> Any:
-        return export_service_pb2.ListFormatsResponse()
-
-
-def servicers(tasks: TaskService, datasets: DatasetService) -> list[Servicer]:
+def servicers(
+    tasks: TaskService, datasets: DatasetService, evaluations: EvalService, exports: ExportService
+) -> list[Servicer]:
     task, dataset, quota = task_service_pb2_grpc, dataset_service_pb2_grpc, quota_service_pb2_grpc
     return [
         (task.add_TaskServiceServicer_to_server, tasks, "tunesmith.task.v1.TaskService"),
@@ -258,10 +247,10 @@ def servicers(tasks: TaskService, datasets: DatasetService) -> list[Servicer]:
             TrainerService(),
             "tunesmith.trainer.v1.TrainerService",
         ),
-        (eval_service_pb2_grpc.add_EvalServiceServicer_to_server, EvalService(), "tunesmith.eval.v1.EvalService"),
+        (eval_service_pb2_grpc.add_EvalServiceServicer_to_server, evaluations, "tunesmith.eval.v1.EvalService"),
         (
             export_service_pb2_grpc.add_ExportServiceServicer_to_server,
-            ExportService(),
+            exports,
             "tunesmith.export.v1.ExportService",
         ),
     ]
@@ -278,6 +267,8 @@ class Gateway:
     issuer: TokenIssuer
     closing: asyncio.Event
     services: Any
+    evaluations: EvalService
+    exports: ExportService
 
     async def finetuning(self, method: str, route: str, prefix: str = "", **arguments: Any) -> tuple[int, Any, str]:
         """Code, data and message of a call of the fine-tuning tasks surface."""
@@ -300,8 +291,9 @@ async def running_gateway(directory: Path, **overrides: Any) -> AsyncIterator[Ga
     key_file = directory / "public.pem"
     key_file.write_bytes(public_key(private))
     tasks, datasets, closing = TaskService(), DatasetService(), asyncio.Event()
+    evaluations, exports = EvalService(), ExportService()
     service_settings = ServiceSettings(public_key_file=key_file, drain_seconds=0)
-    async with running_server(service_settings, servicers(tasks, datasets)) as services:
+    async with running_server(service_settings, servicers(tasks, datasets, evaluations, exports)) as services:
         target = f"127.0.0.1:{services.port}"
         targets = {f"{name}_target": target for name in ("task", "trainer", "eval", "export")}
         values = {"port": 0, "public_key_file": key_file, "drain_seconds": 1.0, **targets, **overrides}
@@ -314,7 +306,7 @@ async def running_gateway(directory: Path, **overrides: Any) -> AsyncIterator[Ga
         issuer = TokenIssuer(private)
         headers = {"authorization": f"Bearer {issuer.issue('ada', Role.USER, timedelta(minutes=5))}"}
         async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=10) as client:
-            yield Gateway(url, client, tasks, datasets, issuer, closing, services)
+            yield Gateway(url, client, tasks, datasets, issuer, closing, services, evaluations, exports)
         closing.set()
         server.should_exit = True
         await serving

@@ -239,26 +239,3 @@ async def test_only_language_models_belong_here(gateway: Gateway) -> None:
     task.spec.finetune.language_model.SetInParent()
     assert len((await gateway.client.get("/api/llm-finetuning/tasks")).json()) == 1
     assert (await gateway.client.post(f"/api/llm-finetuning/stop/{TASK_ID}")).json()["status"] == "running"
-
-
-@pytest.mark.parametrize(
-    ("method", "route", "body"),
-    [
-        ("POST", "merge", {"task_id": TASK_ID, "output_path": "/models/merged"}),
-        ("POST", "test", {"task_id": TASK_ID, "prompt": "hello", "max_tokens": 20}),
-        ("GET", f"export/{TASK_ID}", None),
-    ],
-)
-async def test_what_comes_later_is_checked_and_said(gateway: Gateway, method: str, route: str, body: Any) -> None:
-    path = f"/api/llm-finetuning/{route}"
-    assert (await gateway.client.request(method, path, json=body)).status_code == 404
-    task = gateway.tasks.add()
-    task.spec.finetune.language_model.SetInParent()
-    response = await gateway.client.request(method, path, json=body)
-    assert (response.status_code, "wait until it is completed" in response.json()["detail"]) == (400, True)
-    task.state = task_pb2.STATE_COMPLETED
-    response = await gateway.client.request(method, path, json=body)
-    assert (response.status_code, "not available yet" in response.json()["detail"]) == (501, True)
-    if body:
-        response = await gateway.client.request(method, path, json={"task_id": 5, "max_tokens": 0})
-        assert response.status_code == 422

@@ -347,14 +347,6 @@ async def test_a_form_that_cannot_be_trained_stores_nothing(gateway: Gateway) ->
     assert not gateway.datasets.headers
 
 
-@pytest.mark.parametrize("state", [task_pb2.STATE_RUNNING, task_pb2.STATE_COMPLETED])
-async def test_downloads_are_said_to_be_missing(gateway: Gateway, state: Any) -> None:
-    gateway.tasks.add(state=state, output_dir="/outputs/one")
-    response = await gateway.client.get(f"/api/training/download/{TASK_ID}")
-    assert response.status_code == (501 if state == task_pb2.STATE_COMPLETED else 400)
-    assert ("/outputs/one" in response.json()["detail"]) == (response.status_code == 501)
-
-
 @pytest.mark.parametrize(
     ("error", "status", "document"),
     [

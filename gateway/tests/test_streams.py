@@ -155,3 +155,12 @@ async def test_streams_of_calls_with_a_body(gateway: Any, parse_events: Any) -> 
     events = parse_events(response.text)
     assert [json.loads(event.data).get("text") for event in events] == ["a", "b", "", None]
     assert [event.name for event in events][-1] == "end"
+
+
+async def test_leaving_stops_a_generation(gateway: Any) -> None:
+    gateway.evaluations.hold = True
+    body = {"task_id": "t", "messages": [{"role": "user", "content": "a b"}]}
+    async with gateway.client.stream("POST", "/v1/generate", json=body) as response:
+        assert "data:" in await anext(response.aiter_text())
+        assert not gateway.evaluations.cancelled.is_set()
+    await asyncio.wait_for(gateway.evaluations.cancelled.wait(), 5)

@@ -23,6 +23,8 @@ JSON = b"application/json"
 BODY_TOO_LARGE = "BODY_TOO_LARGE"
 METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
 HOST_NOT_ALLOWED = "HOST_NOT_ALLOWED"
+RANGE_NOT_SATISFIABLE = "RANGE_NOT_SATISFIABLE"
+CALLER_LEFT = "CALLER_LEFT"
 
 # As google/rpc/code.proto maps codes.
 _STATUS_OF_CODE = {
@@ -47,6 +49,8 @@ _STATUS_OF_REASON = {
     DISK_FULL: 507,
     METHOD_NOT_ALLOWED: 405,
     HOST_NOT_ALLOWED: 421,
+    RANGE_NOT_SATISFIABLE: 416,
+    CALLER_LEFT: 499,
 }
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -89,6 +93,12 @@ def request_id(given: bytes | None) -> str:
 def http_status(error: TunesmithError) -> int:
     """The HTTP status of an error."""
     return _STATUS_OF_REASON.get(error.reason) or _STATUS_OF_CODE.get(error.code, 500)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has left; only after the body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_body(request: Request, limit: int, timeout: float) -> bytes:

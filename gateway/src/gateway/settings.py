@@ -29,6 +29,9 @@ class GatewaySettings(ServiceSettings):
     uploads_per_user: int = Field(4, ge=1, description="Forms of one user taken in at once.")
     max_connections: int = Field(4096, ge=1, description="Connections at once; more are answered with 503.")
     request_seconds: float = Field(60.0, gt=0, description="Time for a service to answer a call that is no stream.")
+    wait_seconds: float = Field(
+        3600.0, gt=0, description="Time for the merge or the generation that a caller of the guide's routes waits for."
+    )
     keepalive_seconds: float = Field(15.0, gt=0, description="Time between two signs of life on a quiet stream.")
     websocket_heartbeat_seconds: float = Field(30.0, gt=0, description="Time between two heartbeats on a WebSocket.")
     websocket_send_seconds: float = Field(30.0, gt=0, description="Time for a reader to take a message of a WebSocket.")

@@ -22,9 +22,10 @@ from gateway.guide.spool import Spool
 from gateway.health import Health
 from gateway.llm_finetuning import describe as llm_finetuning
 from gateway.llm_finetuning.routes import llm_finetuning_routes
-from gateway.native import openapi
+from gateway.native import download_docs, openapi
 from gateway.native.api import NativeApi
 from gateway.native.docs import docs_routes
+from gateway.native.downloads import Downloads
 from gateway.native.methods import build_router
 from gateway.native.streams import Streams
 from gateway.pages import build_pages
@@ -47,7 +48,8 @@ def build_app(
     settings: GatewaySettings, backends: Backends, closing: asyncio.Event, access_log: AccessLog | None = None
 ) -> ASGIApp:
     """The application; closing ends its streams."""
-    native = NativeApi(build_router(backends), Streams(closing, settings.keepalive_seconds), settings)
+    streams, downloads = Streams(closing, settings.keepalive_seconds), Downloads(backends, settings.request_seconds)
+    native = NativeApi(build_router(backends), streams, downloads, settings)
     spool = Spool(settings)
     spool.prepare()
     surfaces = (
@@ -72,7 +74,8 @@ def build_app(
 def describe() -> dict[str, Any]:
     """The OpenAPI document of everything that is served."""
     surfaces = (finetuning, training, llm_finetuning)
-    paths = {path: operations for surface in surfaces for path, operations in surface.paths().items()}
+    files = download_docs.paths()
+    paths = files | {path: operations for surface in surfaces for path, operations in surface.paths().items()}
     schemas = {name: schema for surface in (*surfaces, guide) for name, schema in surface.schemas().items()}
     return openapi.build(paths, schemas)
 

@@ -1,8 +1,10 @@
 """One request on a route of the training guide: who calls, and what path, query and body say."""
 
+import asyncio
 import json
 import secrets
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -14,8 +16,10 @@ from gateway.guide.spool import Spool
 from gateway.native.api import BODY_NOT_JSON
 from gateway.settings import GatewaySettings
 from parameterkit.messages import received
-from servicekit.errors import InvalidArgument, Problem
+from servicekit.errors import Aborted, InvalidArgument, Problem
 from servicekit.identity import ANONYMOUS
+
+T = TypeVar("T")
 
 _LONGEST_KEY = 128
 
@@ -34,6 +38,20 @@ class Call:
     async def ask(self, method: Any, message: Any) -> Any:
         """A call of a service on behalf of the caller."""
         return await method(message, timeout=self.settings.request_seconds, metadata=self.metadata)
+
+    async def while_there(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of work, which ends when the caller leaves; only after the body was read. Raises Aborted."""
+        working = asyncio.ensure_future(work)
+        left = asyncio.ensure_future(http.disconnected(self.http.receive))
+        try:
+            await asyncio.wait((working, left), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise Aborted("the caller has left", reason=http.CALLER_LEFT)
+        finally:
+            working.cancel()
+            left.cancel()
+            await asyncio.gather(working, left, return_exceptions=True)
 
     def path(self, name: str) -> str:
         """A part of the path."""

@@ -75,6 +75,13 @@ def operation(name: str, summary: str, answer: Schema, tag: str, **more: Any) ->
     }
 
 
+def zipped(name: str, summary: str, tag: str, **more: Any) -> dict[str, Any]:
+    """A route whose answer is a ZIP."""
+    whole = operation(name, summary, TEXT, tag, **more)
+    content = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
+    return {**whole, "responses": {**whole["responses"], "200": {"description": "The file.", "content": content}}}
+
+
 def request_schema(surface: str, modality: str = "") -> Schema:
     """A request to train on one of parameterkit's surfaces; of a kind of model, where the route does not say which."""
     names = set(names_of_modality(modality or "language_model"))

@@ -26,7 +26,7 @@ Row = tuple[str, str, Action]
 
 
 def surface(prefix: str, table: Iterable[Row], settings: GatewaySettings, spool: Spool) -> BaseRoute:
-    """Routes of (verb, path, action) below a prefix; an action's result is answered as JSON."""
+    """Routes of (verb, path, action) below a prefix; an action's result is answered as JSON unless it is an answer."""
     verifier = TokenVerifier(settings.public_key_file.read_bytes()) if settings.public_key_file else None
     routes = [
         Route(path, _endpoint(prefix + path, action, verifier, settings, spool), methods=[verb])
@@ -45,7 +45,8 @@ def _endpoint(
             # The services check tokens too; here a bad one is told before anything is read.
             if verifier is not None:
                 call.user = verify(verifier, call.http.header(b"authorization")).user
-            return errors.answer(await action(call))
+            result = await action(call)
+            return result if isinstance(result, Response) else errors.answer(result)
         except TunesmithError as error:
             return errors.failed(error)
         except grpc.aio.AioRpcError as error:

@@ -30,7 +30,6 @@ def paths() -> dict[str, Any]:
     test = describe.json_body(record(task_id=TEXT, prompt=TEXT, max_tokens=tokens))
     uploaded = record(path={**TEXT, "description": "What dataset_path takes."}, samples=INTEGER)
     file = describe.form_body("file", {})
-    zipped: Schema = {"type": "string", "format": "binary"}
     routes = {
         "/lora/start": _start("lora_start", "Start a LoRA training", LORA),
         "/qlora/start": _start("qlora_start", "Start a QLoRA training", QLORA),
@@ -53,7 +52,7 @@ def paths() -> dict[str, Any]:
             | {"requestBody": merge}
         },
         "/test": {"post": _operation("test", "Ask a trained model", record(response=TEXT), requestBody=test)},
-        "/export/{task_id}": {"get": _operation("export", "The adapter as a ZIP", zipped, parameters=task)},
+        "/export/{task_id}": {"get": describe.zipped("export", "The adapter as a ZIP", TAG, parameters=task)},
     }
     return {PREFIX + path: operations for path, operations in routes.items()}
 

@@ -9,13 +9,14 @@ from gateway.guide import uploads, views
 from gateway.guide.call import Call
 from gateway.guide.creation import Creation
 from gateway.guide.forms import read_form
+from gateway.guide.models import GuideModels
 from gateway.guide.spool import Spool
 from gateway.guide.surface import Action, surface
 from gateway.guide.tasks import GuideTasks
 from gateway.settings import GatewaySettings
 from parameterkit import messages
 from parameterkit.messages import Received
-from servicekit.errors import InvalidArgument, Problem, Unimplemented
+from servicekit.errors import InvalidArgument, Problem
 from tunesmith.task.v1 import task_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
@@ -23,7 +24,6 @@ PREFIX = "/api/llm-finetuning"
 LORA, QLORA = "llm_finetuning", "llm_finetuning_qlora"
 TASK_ID = "task_id"
 MOST_TOKENS = 8192
-_NOT_MERGED = "merging a finished adapter is not available yet; train with merge_after_training true for a merged model"
 
 
 def llm_finetuning_routes(backends: Backends, settings: GatewaySettings, spool: Spool) -> BaseRoute:
@@ -53,6 +53,7 @@ class LlmFinetuning:
 
     def __init__(self, backends: Backends) -> None:
         self.tasks = GuideTasks(backends, lambda task: task.spec.finetune.HasField("language_model"))
+        self._models = GuideModels(backends)
         self._trainer = trainer_service_pb2_grpc.TrainerServiceStub(backends.channels["trainer"])
 
     async def start(self, call: Call, defaults: str) -> Any:
@@ -84,28 +85,28 @@ class LlmFinetuning:
         return {"adapters": [views.adapter_document(task) for task in completed if views.has_adapter(task)]}
 
     async def merge(self, call: Call) -> Any:
-        """POST merge; not there until the export service merges."""
+        """POST merge; answered when the merged model is there."""
         document = await call.document()
         _require_texts(document, TASK_ID, "output_path")
-        await self.tasks.completed(call, document[TASK_ID])
-        raise Unimplemented(_NOT_MERGED, reason="EXPORT_NOT_AVAILABLE")
+        task = await self.tasks.completed(call, document[TASK_ID])
+        return await call.while_there(self._models.merge(call, task, document["output_path"]))
 
     async def test(self, call: Call) -> Any:
-        """POST test; not there until the evaluation service generates."""
+        """POST test: the model's answer to a prompt."""
         document = await call.document()
         _require_texts(document, TASK_ID, "prompt")
         tokens = document.get("max_tokens")
         if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MOST_TOKENS):
             text = f"a whole number from 1 to {MOST_TOKENS} was expected, not {messages.received(tokens)}"
             raise InvalidArgument(problems=[Problem("max_tokens", text)])
-        await self.tasks.completed(call, document[TASK_ID])
-        raise Unimplemented("testing a model is not available yet", reason="GENERATION_NOT_AVAILABLE")
+        task = await self.tasks.completed(call, document[TASK_ID])
+        answer = await call.while_there(self._models.answer(call, task, document["prompt"], tokens))
+        return {"response": answer}
 
     async def export(self, call: Call) -> Any:
-        """GET export/{task_id}; not there until the export service packages adapters."""
+        """GET export/{task_id}: the adapter as a ZIP."""
         task = await self.tasks.completed(call, call.path(TASK_ID))
-        message = f"downloads are not available yet; the finished adapter lies in {task.output_dir}"
-        raise Unimplemented(message, reason="EXPORT_NOT_AVAILABLE")
+        return await self._models.zipped(call, task, f"lora_adapter_{task.id}.zip", adapter_only=True)
 
 
 def _starter(llm: LlmFinetuning, defaults: str) -> Action:

@@ -1,4 +1,4 @@
-"""The native API: every RPC with a google.api.http annotation, answered straight from the descriptors."""
+"""The native API: every RPC with a google.api.http annotation, answered straight from the descriptors, and files."""
 
 import secrets
 from typing import Any
@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from gateway.calls import call_metadata
 from gateway.http import METHOD_NOT_ALLOWED, Request, Send, read_body, respond
 from gateway.native.decode import Decoder
+from gateway.native.downloads import Downloads
 from gateway.native.errors import send_error
 from gateway.native.methods import Method
 from gateway.native.streams import Streams
@@ -26,9 +27,12 @@ MOST_PARAMETERS = 1000
 class NativeApi:
     """Answers requests below /v1."""
 
-    def __init__(self, router: Router[Method], streams: Streams, settings: GatewaySettings) -> None:
+    def __init__(
+        self, router: Router[Method], streams: Streams, downloads: Downloads, settings: GatewaySettings
+    ) -> None:
         self._router = router
         self._streams = streams
+        self._downloads = downloads
         self._seconds = settings.request_seconds
         self._max_body = settings.max_body_bytes
 
@@ -37,7 +41,8 @@ class NativeApi:
             methods, segments = self._router.find(request.path)
             method = methods.get(request.method)
             if method is None:
-                await self._no_method(request, send, methods)
+                if methods or not await self._downloads.serve(request, send):
+                    await self._no_method(request, send, methods)
                 return
             request.route = method.binding.path
             message = await self._message(request, method, segments)

@@ -14,7 +14,7 @@ import grpc
 import orjson
 from google.protobuf.message import Message
 
-from gateway.http import Request, Send
+from gateway.http import Request, Send, disconnected
 from gateway.native.errors import document, send_error
 from gateway.native.methods import Method
 from servicekit.errors import TunesmithError, Unavailable, from_rpc_error
@@ -108,7 +108,7 @@ class Streams:
         if method.resumable and last_seen:
             message.cursor = last_seen  # type: ignore[attr-defined]
         call = method.call(message, metadata=metadata)
-        left = asyncio.ensure_future(_disconnect(request))
+        left = asyncio.ensure_future(disconnected(request.receive))
         closing = asyncio.ensure_future(self._closing.wait())
         # What cannot be resumed may end by itself while the gateway drains.
         ends = (left, closing) if method.resumable else (left,)
@@ -182,8 +182,3 @@ async def _cancelled(*futures: asyncio.Future[Any]) -> None:
 
 async def _next(source: AsyncIterator[Any]) -> Any:
     return await anext(source, None)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -38,7 +38,6 @@ def paths() -> dict[str, Any]:
     named = describe.form_body("file", {"name": TEXT, "type": {**TEXT, "default": "llm"}})
     kinds: Schema = {"type": "string", "enum": list(MODALITIES)}
     start = describe.json_body(reference(REQUEST))
-    zipped: Schema = {"type": "string", "format": "binary"}
     model = record(id=TEXT, name=TEXT, description=TEXT)
     checkpoint = record(name=TEXT, path=TEXT, step=INTEGER, loss={"type": ["number", "null"]}, size=INTEGER)
     dataset_id = [describe.path_parameter("dataset_id")]
@@ -67,7 +66,9 @@ def paths() -> dict[str, Any]:
                 "checkpoints", "Checkpoints of a task", record(checkpoints=describe.listed(checkpoint)), parameters=task
             )
         },
-        "/download/{task_id}": {"get": _operation("download", "The finished model as a ZIP", zipped, parameters=task)},
+        "/download/{task_id}": {
+            "get": describe.zipped("download", "The finished model as a ZIP", TAG, parameters=task)
+        },
         "/image-classifier": _form("image_classifier", "Train an image classifier"),
         "/object-detection": _form("object_detector", "Train an object detector"),
     }

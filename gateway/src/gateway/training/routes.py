@@ -10,13 +10,14 @@ from gateway.guide.call import Call
 from gateway.guide.creation import LANGUAGE_MODEL, MODALITIES, MODEL_TYPE, Creation
 from gateway.guide.errors import QUERY
 from gateway.guide.forms import read_form
+from gateway.guide.models import GuideModels
 from gateway.guide.spool import Spool
 from gateway.guide.surface import surface
 from gateway.guide.tasks import GuideTasks
 from gateway.settings import GatewaySettings
 from parameterkit import messages
 from parameterkit.messages import Received
-from servicekit.errors import InvalidArgument, Problem, Unimplemented
+from servicekit.errors import InvalidArgument, Problem
 from tunesmith.task.v1 import dataset_service_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
@@ -52,6 +53,7 @@ class Training:
 
     def __init__(self, backends: Backends) -> None:
         self.tasks = GuideTasks(backends)
+        self._models = GuideModels(backends)
         self._trainer = trainer_service_pb2_grpc.TrainerServiceStub(backends.channels["trainer"])
 
     async def start(self, call: Call) -> Any:
@@ -101,10 +103,9 @@ class Training:
         return [{"id": model.id, "name": model.name, "description": model.description} for model in response.models]
 
     async def download(self, call: Call) -> Any:
-        """GET download/{task_id}; not there until the export service packages models."""
+        """GET download/{task_id}."""
         task = await self.tasks.completed(call, call.path("task_id"))
-        message = f"downloads are not available yet; the finished model lies in {task.output_dir}"
-        raise Unimplemented(message, reason="EXPORT_NOT_AVAILABLE")
+        return await self._models.zipped(call, task, f"model_{task.id}.zip", adapter_only=False)
 
 
 def _modality(word: Any) -> tuple[str, Problem | None]:
