@@ -25,10 +25,10 @@ def train_tunesmith(method: str, model: str, dataset: str, output: str, steps: i
     """The recipe as a worker runs it."""
     import trainer_service.recipes.preload  # noqa: F401
     from trainer_service.recipes.config import Job
-    from trainer_service.recipes.events import EventWriter
     from trainer_service.recipes.language_model import train
-    from trainer_service.recipes.stopping import StopRequest
     from trainer_service.recipes.world import World
+    from workerkit.child.events import EventWriter
+    from workerkit.child.stopping import StopRequest
 
     times: list[float] = []
     losses: list[float] = []

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-MEMBERS="protos services/servicekit services/modelkit services/parameterkit services/task_service services/trainer_service
+MEMBERS="protos services/servicekit services/modelkit services/parameterkit services/workerkit services/task_service services/trainer_service
 services/eval_service services/export_service gateway client deploy/local"
 STAMP=.venv/.up-to-date
 

@@ -1,178 +1,28 @@
-"""A worker with everything real around it, but for the task service: a small server that knows just enough of tasks."""
+"""A worker that trains by script, with everything real around it, but for the task service."""
 
-import asyncio
-import secrets
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from google.protobuf.message import Message as ProtoMessage
 
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
-from servicekit import subjects
-from servicekit.bus import EventBus, Message, PullConsumer
-from servicekit.errors import Unavailable
-from servicekit.grpc_client import open_channel
 from servicekit.objects import ObjectStore
-from tests.support.waiting import eventually
+from services.workerkit.tests.desk import Desk, RunningWorker, running_worker
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
-from trainer_service.fork_launcher import ForkLauncher, running_launcher
-from trainer_service.worker.attempt import Post
-from trainer_service.worker.loop import Worker, new_worker_id
-from trainer_service.worker.supervision import Patience
-from trainer_service.worker.training import Workshop
-from tunesmith.events.v1 import fact_pb2 as facts
-from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+from trainer_service.worker.training import Training, Workshop
+from tunesmith.task.v1 import spec_pb2
+from workerkit.fork_launcher import ForkLauncher, running_launcher
+from workerkit.supervision import Patience
 
 JOBS = Path(__file__).parent / "jobs"
-NAME = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"].full_name
-
-
-@dataclass
-class Record:
-    """A task as the desk knows it."""
-
-    task: task_pb2.Task
-    directive: int = task_service_pb2.DIRECTIVE_CONTINUE
-    worker: str = ""
-    heartbeats: int = 0
-    claims: int = 0
-    claimed: float = 0.0
-    answered: list[int] = field(default_factory=list)
-    pids: set[int] = field(default_factory=set)
-    refuse_claims: list[Exception] = field(default_factory=list)
-    resume_from: list[task_pb2.Checkpoint] = field(default_factory=list)
-    resume_exact: bool = False
-    dependency_outputs: dict[str, str] = field(default_factory=dict)
-    allowance: task_service_pb2.CheckpointAllowance | None = None
-
-
-class Desk(task_service_pb2_grpc.TaskServiceServicer):
-    """A task service that starts attempts, answers heartbeats, and reads facts, without any rules of its own."""
-
-    def __init__(self, bus: EventBus, pool: str) -> None:
-        self.bus = bus
-        self.pool = pool
-        self.lease_seconds = 30.0
-        self.records: dict[str, Record] = {}
-        self.consumers: dict[str, PullConsumer] = {}
-        self.received: dict[str, list[facts.Fact]] = {}
-
-    async def submit(self, spec: spec_pb2.FinetuneSpec, labels: dict[str, str] | None = None) -> str:
-        """Puts a new task into the queue."""
-        task_id = secrets.token_hex(13)
-        task = task_pb2.Task(id=task_id, spec=spec_pb2.TaskSpec(finetune=spec), attempt=0, run=1, labels=labels or {})
-        self.records[task_id] = Record(task)
-        self.received[task_id] = []
-        self.consumers[task_id] = self.bus.consumer(subjects.FACTS, f"desk-{task_id}", subjects.fact(task_id))
-        await self.dispatch(task_id)
-        return task_id
-
-    async def dispatch(self, task_id: str) -> None:
-        """Queues the next attempt."""
-        attempt = self.records[task_id].task.attempt + 1
-        item = facts.WorkItem(task_id=task_id, attempt=attempt)
-        subject = subjects.work("finetune", self.pool, task_id)
-        await self.bus.publish(subject, item.SerializeToString(), message_id=f"{task_id}.{attempt}")
-
-    async def steer(self, task_id: str, directive: int) -> None:
-        """Wants something of a task and says so, as an event does."""
-        self.records[task_id].directive = directive
-        await self.bus.publish(subjects.event("task.stopping", task_id), b"")
-
-    async def facts_until(self, task_id: str, kind: str, seconds: float = 20.0) -> list[facts.Fact]:
-        """Everything a worker has said, up to the next fact of a kind (or an end of the attempt)."""
-        seen = self.received[task_id]
-        deadline = asyncio.get_running_loop().time() + seconds
-        while asyncio.get_running_loop().time() < deadline:
-            for message in await self.consumers[task_id].fetch(1, 0.2):
-                await message.ack()
-                fact = facts.Fact.FromString(message.data)
-                if (fact.attempt, fact.sequence) in {(known.attempt, known.sequence) for known in seen[-100:]}:
-                    continue  # delivered again, because the broker was killed before it knew of the acknowledgement
-                seen.append(fact)
-                payload = seen[-1].WhichOneof("payload")
-                if payload == kind:
-                    return seen
-                if payload in ("completed", "failed", "stopped", "released"):
-                    raise AssertionError(f"waited for {kind}, but: {seen[-1]}")
-        raise TimeoutError(f"no fact {kind} came; only {[fact.WhichOneof('payload') for fact in seen]}")
-
-    async def trained_to(self, task_id: str, step: int) -> int:
-        """Waits until a step is measured; the process id of the child."""
-        received = self.received[task_id]
-        while max((point.step for batch in payloads(received, "metrics") for point in batch.points), default=0) < step:
-            await self.facts_until(task_id, "metrics")
-        return int(payloads(received, "child_started")[-1].pid)
-
-    async def log(self, task_id: str, attempt: int = 1) -> list[str]:
-        """The log of an attempt, once its last batch is there."""
-        subject = subjects.log(task_id)
-        found = await eventually(lambda: self._final(subject, attempt))
-        assert found
-        lines: list[str] = []
-        stream = self.bus.replay(subjects.LOGS, subject)
-        async for message in stream:
-            batch = facts.LogBatch.FromString(message.data)
-            if batch.attempt == attempt:
-                lines += [line.text for line in batch.lines]
-                if batch.final:
-                    break
-        await stream.aclose()
-        return lines
-
-    async def _final(self, subject: str, attempt: int) -> bool:
-        newest = await self.bus.last_message(subjects.LOGS, subject)
-        batch = facts.LogBatch.FromString(newest[1]) if newest else facts.LogBatch()
-        return batch.final and batch.attempt == attempt
-
-    async def waiting_messages(self, task_id: str) -> int:
-        """How many messages of a task the queue has."""
-        subject = subjects.work("finetune", self.pool, task_id)
-        return 0 if await self.bus.last_message(subjects.WORK, subject) is None else 1
-
-    # What workers call.
-
-    async def ClaimTask(self, request: Any, context: Any) -> task_service_pb2.ClaimTaskResponse:
-        record = self.records[request.task_id]
-        record.claims += 1
-        if record.refuse_claims:
-            raise record.refuse_claims.pop(0)
-        record.worker, record.claimed = request.worker, time.time()
-        record.task.attempt += 1
-        return task_service_pb2.ClaimTaskResponse(
-            task=record.task,
-            resume_from=record.resume_from,
-            resume_exact=record.resume_exact,
-            lease_seconds=self.lease_seconds,
-            dependency_outputs=record.dependency_outputs,
-            allowance=record.allowance,
-        )
-
-    async def HeartbeatTask(self, request: Any, context: Any) -> task_service_pb2.HeartbeatTaskResponse:
-        record = self.records[request.task_id]
-        record.heartbeats += 1
-        record.pids.add(request.pid)
-        ours = request.attempt == record.task.attempt and request.worker == record.worker
-        directive = record.directive if ours else task_service_pb2.DIRECTIVE_ABANDON
-        record.answered.append(directive)
-        return task_service_pb2.HeartbeatTaskResponse(directive=directive, allowance=record.allowance)
-
-
-def payloads(received: list[facts.Fact], kind: str) -> list[Any]:
-    """The payloads of one kind."""
-    return [getattr(fact, kind) for fact in received if fact.WhichOneof("payload") == kind]
-
 
 MakeSpec = Callable[..., spec_pb2.FinetuneSpec]
 
@@ -210,100 +60,26 @@ class Bench:
     @asynccontextmanager
     async def worker(
         self, store: ObjectStore | None = None, *, extend_every: float | None = None
-    ) -> AsyncIterator["RunningWorker"]:
+    ) -> AsyncIterator[RunningWorker]:
         """A worker in this process, stopped at the end of the block; extend_every is how often it tells the queue."""
-        bus = await EventBus.connect(self.nats_url, name="worker")
         roots = AllowedRoots([self.root / "data", self.outputs])
-        channel = open_channel(f"127.0.0.1:{self.port}")
-        tasks = task_service_pb2_grpc.TaskServiceStub(channel)
-
-        async def heartbeat(request: ProtoMessage, seconds: float) -> Any:
-            return await tasks.HeartbeatTask(request, timeout=seconds)
-
-        name = new_worker_id()
-        stop = asyncio.Event()
-        async with channel, running_launcher(preload=self.preload, entry=self.entry) as launcher:
-            scratch = self.root / "work" / name
-            worker = Recording(
-                Post(
-                    name, bus, heartbeat, scratch, self.redelivery_seconds, extend_every or self.redelivery_seconds / 3
-                ),
-                Workshop(
-                    store or self.store,
-                    launcher,
-                    SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(self.root / "data-cache"))),
-                    self.estimator,
-                    DevicePool(),
-                    self.outputs,
-                    self.patience,
-                ),
-                tasks,
+        async with (
+            running_launcher(preload=self.preload, entry=self.entry) as launcher,
+            running_worker(
+                self.desk,
+                self.port,
+                self.nats_url,
+                self.root / "work",
                 launcher,
-                pool=self.desk.pool,
+                partial(Training, self._shop(store or self.store, launcher, roots)),
                 slots=self.slots,
                 release_seconds=self.release_seconds,
-            )
-            running = asyncio.create_task(worker.run(stop))
-            try:
-                yield RunningWorker(name, stop, running, scratch, launcher, worker.deliveries)
-                assert not running.done() or running.result() is None
-            finally:
-                stop.set()
-                await asyncio.wait_for(running, 30)
-                await bus.close()
+                redelivery_seconds=self.redelivery_seconds,
+                extend_every=extend_every,
+            ) as worker,
+        ):
+            yield worker
 
-
-@dataclass
-class RunningWorker:
-    """A worker under test."""
-
-    name: str
-    stop: asyncio.Event
-    running: "asyncio.Task[None]"
-    scratch: Path
-    launcher: ForkLauncher
-    deliveries: list[str]
-
-
-class Recording(Worker):
-    """A worker that notes which task each message was about."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.deliveries: list[str] = []
-
-    def _begin(self, message: Message) -> None:
-        self.deliveries.append(message.subject.rpartition(".")[2])
-        super()._begin(message)
-
-
-class Troubled:
-    """An object store that cannot be reached for a while; with refuse only keys that contain it are refused."""
-
-    def __init__(self, store: ObjectStore, refuse: str = "") -> None:
-        self._store = store
-        self._refuse = refuse
-        self.down = False
-        self.refused = 0
-        self.puts: list[str] = []
-
-    def _check(self, key: str) -> None:
-        if self.down and self._refuse in key:
-            self.refused += 1
-            raise Unavailable("the store is down")
-        self.puts.append(key)
-
-    async def put_file(self, key: str, path: Path) -> None:
-        self._check(key)
-        await self._store.put_file(key, path)
-
-    async def put_bytes(self, key: str, data: bytes, if_absent: bool = False) -> None:
-        self._check(key)
-        await self._store.put_bytes(key, data, if_absent)
-
-    async def get_file(self, key: str, path: Path) -> None:
-        self._check(key)
-        await self._store.get_file(key, path)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+    def _shop(self, store: ObjectStore, launcher: ForkLauncher, roots: AllowedRoots) -> Workshop:
+        checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(self.root / "data-cache")))
+        return Workshop(store, launcher, checks, self.estimator, DevicePool(), self.outputs, self.patience)

@@ -3,51 +3,21 @@
 import json
 import secrets
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servicekit.bus import EventBus
-from servicekit.grpc_server import running_server
-from servicekit.objects import ObjectStore, open_object_store
-from servicekit.settings import ServiceSettings
-from services.trainer_service.tests.bench import JOBS, NAME, Bench, Desk, MakeSpec
+from servicekit.objects import ObjectStore
+from services.trainer_service.tests.bench import JOBS, Bench, MakeSpec
+from services.workerkit.tests import fixtures
+from services.workerkit.tests.desk import Desk
 from tests.support.nats import NatsServer
-from tunesmith.task.v1 import spec_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import spec_pb2
 
-
-@pytest.fixture(scope="session")
-def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A nats-server for these tests alone: they read the facts that elsewhere the task service consumes."""
-    with NatsServer(tmp_path_factory.mktemp("trainer-nats")) as server:
-        yield server
-
-
-@pytest.fixture
-async def bus(shared_nats_server: NatsServer) -> AsyncIterator[EventBus]:
-    bus = await EventBus.connect(shared_nats_server.url, name="desk")
-    await bus.ensure_streams()
-    yield bus
-    await bus.close()
-
-
-@pytest.fixture
-def desk(bus: EventBus) -> Desk:
-    return Desk(bus, f"pool-{secrets.token_hex(4)}")
-
-
-@pytest.fixture
-async def desk_port(desk: Desk) -> AsyncIterator[int]:
-    servicers = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, desk, NAME)]
-    async with running_server(ServiceSettings(drain_seconds=0), servicers) as server:
-        yield server.port
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    return open_object_store(f"file://{tmp_path}/objects")
+shared_nats_server, bus, store = fixtures.shared_nats_server, fixtures.bus, fixtures.store
+desk, desk_port = fixtures.desk, fixtures.desk_port
 
 
 @pytest.fixture

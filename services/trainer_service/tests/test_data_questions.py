@@ -18,11 +18,11 @@ from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
 from trainer_service.dataset_answers import reported
 from trainer_service.datasets import DatasetChecks, reading_of
-from trainer_service.fork_launcher import ForkLauncher, running_launcher
-from trainer_service.launcher import LaunchError
 from trainer_service.setup import PRELOAD
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
+from workerkit.fork_launcher import ForkLauncher, running_launcher
+from workerkit.launcher import LaunchError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("data_questions")]
 

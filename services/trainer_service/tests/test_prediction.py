@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, payloads
+from services.trainer_service.tests.bench import Bench, MakeSpec
+from services.workerkit.tests.desk import Desk, payloads
 from trainer_service.devices import Device
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places

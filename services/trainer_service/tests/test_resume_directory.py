@@ -9,7 +9,8 @@ from modelkit.base_models import BaseModels
 from modelkit.checkpoints import write_manifest
 from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
-from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, payloads
+from services.trainer_service.tests.bench import Bench, MakeSpec
+from services.workerkit.tests.desk import Desk, payloads
 from trainer_service.checks import SpecChecks
 from trainer_service.datasets import DatasetChecks
 from trainer_service.recipes.checkpoint_files import STATES, missing_from, step_of

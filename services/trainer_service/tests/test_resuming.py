@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from servicekit.objects import ObjectStore
-from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, Troubled, payloads
+from services.trainer_service.tests.bench import Bench, MakeSpec
+from services.workerkit.tests.desk import Desk, Troubled, payloads
 from tests.support.waiting import eventually
 from tunesmith.task.v1 import task_pb2
 
@@ -166,7 +167,7 @@ async def test_what_died_before_it_was_told_is_finished_not_trained_again(
 async def test_the_output_of_another_task_as_base_model(
     bench: Bench, desk: Desk, make_spec: MakeSpec, model: Path, store: ObjectStore
 ) -> None:
-    from trainer_service.worker.artifacts import Origin, Upload
+    from workerkit.artifacts import Origin, Upload
 
     async def held() -> None:
         """No lease is needed."""

@@ -29,13 +29,13 @@ from trainer_service.environment import Environment
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
-from trainer_service.fork_launcher import running_launcher
 from trainer_service.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.setup import NAME
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
+from workerkit.fork_launcher import running_launcher
 
 Stub = Any
 

@@ -14,11 +14,12 @@ from servicekit import subjects
 from servicekit.bus import EventBus
 from servicekit.errors import Aborted, FailedPrecondition, Unavailable
 from servicekit.objects import ObjectStore
-from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, Troubled, open_gate, payloads
+from services.trainer_service.tests.bench import Bench, MakeSpec, open_gate
+from services.workerkit.tests.desk import Desk, Troubled, payloads
 from tests.support.nats import NatsServer
 from tests.support.waiting import eventually
-from trainer_service.worker.supervision import Patience
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
+from workerkit.supervision import Patience
 
 
 async def queue_is_empty(desk: Desk, task_id: str) -> None:

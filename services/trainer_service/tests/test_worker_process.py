@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer_service.tests.bench import JOBS, Bench, Desk, MakeSpec, open_gate, payloads
+from services.trainer_service.tests.bench import JOBS, Bench, MakeSpec, open_gate
+from services.workerkit.tests.desk import Desk, payloads
 from tests.support.waiting import eventually
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
 

@@ -5,14 +5,15 @@ from typing import Any, cast
 
 import pytest
 
-from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, open_gate, payloads
+from services.trainer_service.tests.bench import Bench, MakeSpec, open_gate
+from services.workerkit.tests.desk import Desk, payloads
 from tests.support.waiting import eventually
 from trainer_service.worker.allowance import SETTLED_SECONDS, Allowance
-from trainer_service.worker.intent import Control, Intent, StopReason
 from trainer_service.worker.quota import QuotaGate
-from trainer_service.worker.reporter import Reporter
-from trainer_service.worker.supervision import Patience
 from tunesmith.task.v1 import quota_service_pb2, spec_pb2, task_pb2, task_service_pb2
+from workerkit.intent import Control, Intent, StopReason
+from workerkit.reporter import Reporter
+from workerkit.supervision import Patience
 
 CONTINUE, STOP = quota_service_pb2.QUOTA_ACTION_CONTINUE_UNSAVED, quota_service_pb2.QUOTA_ACTION_STOP
 

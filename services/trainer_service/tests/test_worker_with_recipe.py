@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from modelkit.scratch import build
-from services.trainer_service.tests.bench import Bench, Desk, MakeSpec, payloads
+from services.trainer_service.tests.bench import Bench, MakeSpec
+from services.workerkit.tests.desk import Desk, payloads
 from tests.support.waiting import eventually
 from trainer_service.setup import ENTRY, PRELOAD
 from tunesmith.events.v1 import fact_pb2 as facts

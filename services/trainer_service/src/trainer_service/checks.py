@@ -13,10 +13,10 @@ from servicekit.errors import Problem, Unimplemented
 from trainer_service.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
 from trainer_service.devices import gpus
 from trainer_service.recipes.checkpoint_files import missing_from
-from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.support import unfit, unsupported
-from trainer_service.worker.output import may_be_written
 from tunesmith.task.v1 import spec_pb2
+from workerkit.child.errors import InvalidJob
+from workerkit.output import may_be_written
 
 TASK_PREFIX = "task:"
 MORE_TEMPLATES = "additional_chat_templates"  # where transformers looks for more of a tokenizer's templates

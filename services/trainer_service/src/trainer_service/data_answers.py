@@ -18,7 +18,7 @@ from modelkit.datasets import (
     Reading,
 )
 from modelkit.errors import ModelkitError
-from trainer_service.launcher import EVENTS_FD_VARIABLE
+from workerkit.launcher import EVENTS_FD_VARIABLE
 
 QUESTION, ANSWER = "question.json", "answer.json"
 WHOLE = 1 << 30  # tokens; nothing is as long

@@ -18,10 +18,10 @@ from modelkit.datasets.index import stamp
 from servicekit.errors import InvalidArgument, Problem, Unavailable
 from trainer_service.checks import CheckedSpec
 from trainer_service.data_answers import ANSWER, QUESTION
-from trainer_service.fork_launcher import ForkLauncher
-from trainer_service.launcher import LaunchError
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
+from workerkit.fork_launcher import ForkLauncher
+from workerkit.launcher import LaunchError
 
 logger = logging.getLogger(__name__)
 

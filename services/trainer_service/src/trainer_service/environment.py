@@ -15,8 +15,8 @@ from servicekit.bus import EventBus
 from servicekit.errors import TunesmithError
 from servicekit.objects import ObjectStore
 from trainer_service import devices
-from trainer_service.fork_launcher import ForkLauncher
-from trainer_service.launcher import LaunchError
+from workerkit.fork_launcher import ForkLauncher
+from workerkit.launcher import LaunchError
 
 PACKAGES = (
     "torch",

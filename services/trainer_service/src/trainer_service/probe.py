@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trainer_service.launcher import EVENTS_FD_VARIABLE
+from workerkit.launcher import EVENTS_FD_VARIABLE
 
 
 def run(_: Path) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from functools import partial
 
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache
@@ -20,17 +21,17 @@ from trainer_service.environment import Environment
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
-from workerkit.fork_launcher import ForkLauncher, running_launcher
 from trainer_service.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
+from trainer_service.worker.training import Training, Workshop
+from tunesmith.task.v1 import dataset_service_pb2_grpc, task_service_pb2, task_service_pb2_grpc
+from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from workerkit.attempt import Post
+from workerkit.fork_launcher import ForkLauncher, running_launcher
 from workerkit.loop import Worker, new_worker_id
 from workerkit.scratch import scratch_directory
 from workerkit.supervision import Patience
-from trainer_service.worker.training import Workshop
-from tunesmith.task.v1 import dataset_service_pb2_grpc, task_service_pb2, task_service_pb2_grpc
-from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 
 NAME = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
 PRELOAD = "trainer_service.recipes.preload"
@@ -85,11 +86,13 @@ async def run(settings: TrainerSettings) -> None:
         servicer = TrainerServicer(checks, estimator, models, known_datasets, environment, questions)
         servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         patience = Patience(settings.stall_seconds, settings.stop_grace_seconds)
+        shop = Workshop(store, launcher, checks, estimator, DevicePool(), settings.output_root, patience)
         worker = Worker(
             Post(worker_id, bus, heartbeat, scratch, settings.lease_seconds, settings.lease_seconds / 3),
-            Workshop(store, launcher, checks, estimator, DevicePool(), settings.output_root, patience),
+            partial(Training, shop),
             tasks,
             launcher,
+            kind="finetune",
             pool=settings.pool,
             slots=settings.slots,
             release_seconds=settings.release_seconds,

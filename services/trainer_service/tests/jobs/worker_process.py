@@ -5,8 +5,8 @@ import signal
 from servicekit import runtime
 from servicekit.settings import load
 from trainer_service import setup
-from trainer_service.fork_server import PR_SET_PDEATHSIG, set_process_option
 from trainer_service.settings import TrainerSettings
+from workerkit.fork_server import PR_SET_PDEATHSIG, set_process_option
 
 if __name__ == "__main__":
     set_process_option(PR_SET_PDEATHSIG, signal.SIGKILL)

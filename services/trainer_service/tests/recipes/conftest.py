@@ -11,10 +11,10 @@ import torch
 
 from modelkit import scratch
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.language_model import train
-from trainer_service.recipes.stopping import StopRequest
 from trainer_service.recipes.world import World
+from workerkit.child.events import EventWriter
+from workerkit.child.stopping import StopRequest
 
 CPU = World(0, 1, torch.device("cpu"))
 Watch = Callable[[dict[str, Any]], None]

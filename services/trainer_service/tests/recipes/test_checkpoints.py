@@ -17,12 +17,13 @@ from tests.support.waiting import wait_until
 from trainer_service.recipes import saving, snapshots
 from trainer_service.recipes.background import Background
 from trainer_service.recipes.config import Training
-from trainer_service.recipes.failures import describe
+from trainer_service.recipes.failures import OUTLOOK
 from trainer_service.recipes.identity import origin_of
 from trainer_service.recipes.language_model import train
 from trainer_service.recipes.saving import CheckpointWriter, read_state
 from trainer_service.recipes.snapshots import Snapshots, size_of
-from trainer_service.recipes.stopping import StopRequest
+from workerkit.child.failures import describe
+from workerkit.child.stopping import StopRequest
 
 from .conftest import CPU, JobFactory, Recorder, run
 from .test_entry import Zygote, zygote
@@ -153,7 +154,7 @@ def test_a_write_that_fails_ends_the_job_and_is_never_told_as_saved(
     job, events = jobs(training=SAVING), Recorder()
     with pytest.raises(OSError, match="No space left") as caught:
         run(job, events.events.append)
-    assert describe(caught.value).reason == "DISK_FULL"
+    assert describe(caught.value, OUTLOOK).reason == "DISK_FULL"
     assert events.of("checkpoint") == events.of("done") == []
     assert list(job.checkpoints.glob("*checkpoint-*")) == []
 

@@ -12,9 +12,9 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from trainer_service.recipes.config import Columns, Finetune, Job, LanguageModel, Lora, Quantization, Training
-from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.support import OPTIMIZERS, RECIPES, unfit, unsupported
 from tunesmith.task.v1 import spec_pb2
+from workerkit.child.errors import InvalidJob
 
 PROTO = Path(__file__).parents[4] / "protos" / "tunesmith" / "task" / "v1" / "spec.proto"
 MESSAGES: dict[str, Any] = {

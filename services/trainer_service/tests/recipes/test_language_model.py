@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelkit.errors import InvalidDataset, InvalidModel
-from trainer_service.recipes.errors import CheckpointUnusable, InvalidJob, LossDiverged, OutputExists
-from trainer_service.recipes.stopping import StopRequest
+from trainer_service.recipes.errors import CheckpointUnusable, LossDiverged
+from workerkit.child.errors import InvalidJob, OutputExists
+from workerkit.child.stopping import StopRequest
 
 from .conftest import JobFactory, Recorder, run
 

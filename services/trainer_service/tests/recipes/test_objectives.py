@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from trainer_service.recipes.stopping import StopRequest
+from workerkit.child.stopping import StopRequest
 
 from .conftest import JobFactory, run
 

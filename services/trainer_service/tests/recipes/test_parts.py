@@ -16,10 +16,11 @@ from modelkit.errors import InvalidDataset, Problem
 from trainer_service.recipes import remedies, saving
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
-from trainer_service.recipes.events import EventWriter
-from trainer_service.recipes.failures import describe
+from trainer_service.recipes.failures import OUTLOOK
 from trainer_service.recipes.precision import allow_tf32, choose
 from trainer_service.recipes.prefetch import prefetch
+from workerkit.child.events import EventWriter
+from workerkit.child.failures import describe
 
 
 def read_events(write: Any) -> list[dict[str, Any]]:
@@ -159,7 +160,7 @@ def bad_data() -> None:
 def test_every_end_has_a_reason(cause: Any, reason: str, retryable: bool, problems: int) -> None:
     with pytest.raises(Exception) as caught:
         cause()
-    failure = describe(caught.value)
+    failure = describe(caught.value, OUTLOOK)
     assert (failure.reason, failure.retryable, len(failure.problems)) == (reason, retryable, problems)
     if reason == "OUT_OF_MEMORY":
         assert failure.problems == remedies.OUT_OF_MEMORY

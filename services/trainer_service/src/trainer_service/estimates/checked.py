@@ -6,8 +6,8 @@ from servicekit.errors import Problem
 from trainer_service.checks import CheckedSpec
 from trainer_service.estimates.advice import problems
 from trainer_service.estimates.estimator import Estimate, Estimator
-from trainer_service.recipes.errors import InvalidJob
 from tunesmith.task.v1 import spec_pb2
+from workerkit.child.errors import InvalidJob
 
 logger = logging.getLogger(__name__)
 

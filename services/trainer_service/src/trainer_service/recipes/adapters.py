@@ -14,7 +14,8 @@ from torch import nn
 
 from modelkit.loading import CLASSIFIER_HEAD
 from trainer_service.recipes.config import Lora
-from trainer_service.recipes.errors import CheckpointUnusable, InvalidJob
+from trainer_service.recipes.errors import CheckpointUnusable
+from workerkit.child.errors import InvalidJob
 
 WEIGHTS = "adapter_model.safetensors"
 LABELS = "labels.json"

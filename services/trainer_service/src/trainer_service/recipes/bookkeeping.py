@@ -15,12 +15,12 @@ import torch
 from trainer_service.recipes import memory, remedies
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
-from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.records import Records
 from trainer_service.recipes.sharding import whole
 from trainer_service.recipes.waiting import Waiting, computes_slowly
 from trainer_service.recipes.watching import DIVERGENCE, Finding, LossWatch, not_a_number
 from trainer_service.recipes.world import World
+from workerkit.child.events import WARNING, EventWriter
 
 CHECK_STEPS = 50
 

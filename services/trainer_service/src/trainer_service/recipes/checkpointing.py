@@ -13,13 +13,13 @@ from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.checkpoint_files import RNG
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
-from trainer_service.recipes.events import DEBUG, WARNING, EventWriter
 from trainer_service.recipes.identity import origin_of
 from trainer_service.recipes.resumption import ORIGIN, rate_ratio, take_over
 from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state, weights_of
 from trainer_service.recipes.sharding import spread, take_part
 from trainer_service.recipes.snapshots import Snapshots
 from trainer_service.recipes.world import World
+from workerkit.child.events import DEBUG, WARNING, EventWriter
 
 
 class Checkpoints:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import orjson
 
 from parameterkit import rules
-from trainer_service.recipes.errors import InvalidJob
+from workerkit.child.errors import InvalidJob
 
 CACHE_BYTES = 20 << 30
 MODALITIES = ("language_model", "image_classifier", "object_detector", "text_to_image")

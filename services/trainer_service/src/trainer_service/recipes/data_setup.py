@@ -18,8 +18,6 @@ from modelkit.loading import load_config
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Batches, HeldOut, Layout
 from trainer_service.recipes.encoding import Encoding, load_tokenizer_of
-from trainer_service.recipes.errors import InvalidJob
-from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.rows import (
     DocumentRows,
     EncodedRows,
@@ -28,6 +26,8 @@ from trainer_service.recipes.rows import (
     require_valid,
 )
 from trainer_service.recipes.world import World
+from workerkit.child.errors import InvalidJob
+from workerkit.child.events import EventWriter
 
 BACKGROUND_DELAY = 3.0  # seconds in which the first steps have the processor to themselves
 TEST_FILE = "test.jsonl"

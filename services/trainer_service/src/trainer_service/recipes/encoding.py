@@ -12,9 +12,9 @@ from modelkit.encoded import RowEncoder
 from modelkit.loading import load_tokenizer
 from modelkit.tokenised import VERSION, TokenFile, tokenizer_sha256
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.errors import InvalidJob
-from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.rows import DocumentRows, EncodedRows, Store, require_template_fits
+from workerkit.child.errors import InvalidJob
+from workerkit.child.events import EventWriter
 
 SMALL_BYTES = 1 << 18  # less is tokenised faster than looked up
 BLOCK_WINDOWS = 64  # windows of a document that stay together where documents are laid end to end

@@ -1,17 +1,15 @@
 """Runs one job in this process, or in several that it forks; whatever happens ends as one last event."""
 
 import os
-import sys
-import traceback
 from pathlib import Path
 
-from trainer_service.recipes import environment, ranks
+from trainer_service.recipes import ranks
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.events import EventWriter
+from trainer_service.recipes.failures import OUTLOOK
 from trainer_service.recipes.registry import Train, recipe_for
-from trainer_service.recipes.stopping import StopRequest
-
-EVENTS_FD = "TUNESMITH_EVENTS_FD"
+from workerkit.child import entry
+from workerkit.child.events import EventWriter
+from workerkit.child.stopping import StopRequest
 
 
 def run_job(directory: Path, descriptor: int | None = None) -> int:
@@ -19,20 +17,16 @@ def run_job(directory: Path, descriptor: int | None = None) -> int:
 
     Events go to the descriptor, else to the one that TUNESMITH_EVENTS_FD names, else to standard output.
     """
-    environment.apply()
-    stop = StopRequest()
-    stop.listen()
-    if descriptor is None:
-        descriptor = int(os.environ.get(EVENTS_FD, "1"))
+    stop = entry.prepare()
     rank = ranks.own_rank()
-    events = EventWriter(descriptor if not rank else None)
+    events = EventWriter(None if rank else entry.events_descriptor(descriptor))
     try:
         job = Job.load(directory)
         events.log_level = job.finetune.training.log_level
         train = recipe_for(job)
         size = processes(job, events) if rank is None else 1
     except Exception as error:  # noqa: BLE001 - it becomes the error event
-        return fail(error, events)
+        return entry.fail(error, events, OUTLOOK)
     if size > 1:
         return run_ranks(size, job, train, events, stop)
     return train_here(job, train, events, stop, errors=events)
@@ -62,19 +56,8 @@ def train_here(job: Job, train: Train, events: EventWriter, stop: StopRequest, *
         train(job, events, stop, world)
         world.leave()
     except Exception as error:  # noqa: BLE001 - it becomes the error event
-        return fail(error, errors)
+        return entry.fail(error, errors, OUTLOOK)
     return 0
-
-
-def fail(error: Exception, events: EventWriter) -> int:
-    """Tells why a job ended; the trace of what was not foreseen goes to standard error."""
-    from trainer_service.recipes.failures import describe
-
-    failure = describe(error)
-    if failure.retryable:
-        traceback.print_exception(error, file=sys.stderr)
-    events.error(reason=failure.reason, message=failure.message, problems=failure.problems, retryable=failure.retryable)
-    return 1
 
 
 def processes(job: Job, events: EventWriter) -> int:

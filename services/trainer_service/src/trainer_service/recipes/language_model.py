@@ -16,7 +16,6 @@ from trainer_service.recipes.checkpointing import Checkpoints
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Step
 from trainer_service.recipes.data_setup import add_test_rows
-from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.losses import TokenLoss, evaluate, objective_of
 from trainer_service.recipes.merging import merge_if_asked
 from trainer_service.recipes.optimizers import Optimisation
@@ -24,8 +23,9 @@ from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.prefetch import prefetch
 from trainer_service.recipes.preparation import prepare
 from trainer_service.recipes.saving import save_final
-from trainer_service.recipes.stopping import StopRequest
 from trainer_service.recipes.world import World
+from workerkit.child.events import EventWriter
+from workerkit.child.stopping import StopRequest
 
 
 def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> None:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from modelkit.inspection import INDEX, SINGLE, read_json, without_unsafe
 from trainer_service.recipes.adapters import adapter_weights
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.errors import RecipeError
-from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.saving import save_tokenizer, write_directory
+from workerkit.child.errors import RecipeError
+from workerkit.child.events import WARNING, EventWriter
 
 MERGED = "merged"
 PREFIX = "base_model.model."

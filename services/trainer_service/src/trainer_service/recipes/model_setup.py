@@ -7,10 +7,10 @@ from modelkit.loading import load_model
 from trainer_service.recipes import quantization, randomness
 from trainer_service.recipes.adapters import add_adapter, load_adapter
 from trainer_service.recipes.config import Job
-from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.support import ADAPTER_METHODS
 from trainer_service.recipes.world import World
+from workerkit.child.events import EventWriter
 
 
 def prepare_model(

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 
 from trainer_service.recipes.config import Training
-from trainer_service.recipes.errors import InvalidJob
 from trainer_service.recipes.fused_backward import Lomo
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.schedules import Schedule
 from trainer_service.recipes.support import OPTIMIZER_ALIASES
+from workerkit.child.errors import InvalidJob
 
 Groups = list[dict[str, Any]]
 

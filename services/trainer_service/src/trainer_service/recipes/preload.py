@@ -3,7 +3,7 @@ that forks after either hangs or breaks its children."""
 
 from importlib import import_module
 
-from trainer_service.recipes import environment
+from workerkit.child import environment
 
 MODULES = (
     "peft.tuners.lora",

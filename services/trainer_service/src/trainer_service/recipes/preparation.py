@@ -8,13 +8,13 @@ from modelkit.loading import quieten
 from trainer_service.recipes import precision, quantization
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data_setup import Data, prepare_data
-from trainer_service.recipes.errors import OutputExists
-from trainer_service.recipes.events import EventWriter
 from trainer_service.recipes.model_setup import prepare_model
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.resumption import require_resumable
 from trainer_service.recipes.support import ADAPTER_METHODS
 from trainer_service.recipes.world import World
+from workerkit.child.errors import OutputExists
+from workerkit.child.events import EventWriter
 
 
 def prepare(job: Job, events: EventWriter, world: World) -> tuple[Any, Data, Precision]:

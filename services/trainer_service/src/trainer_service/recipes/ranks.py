@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from trainer_service.recipes.environment import RENDEZVOUS
-from trainer_service.recipes.stopping import SIGNALS
+from workerkit.child.stopping import SIGNALS
 
+# Where the data-parallel processes of a job meet; set for each job that has several.
+RENDEZVOUS = "TUNESMITH_RENDEZVOUS"
 PR_SET_PDEATHSIG = 1
 LAST_WORDS_SECONDS = 5.0
 POLL_SECONDS = 0.02

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_service.recipes.curves import Curves, Point
-from trainer_service.recipes.events import EventWriter
+from workerkit.child.events import EventWriter
 
 
 class Records:

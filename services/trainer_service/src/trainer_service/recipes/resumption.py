@@ -6,9 +6,9 @@ from typing import Any
 from trainer_service.recipes.checkpoint_files import STATE, missing_from
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
-from trainer_service.recipes.events import WARNING, EventWriter
 from trainer_service.recipes.identity import origin_of
 from trainer_service.recipes.saving import read_state
+from workerkit.child.events import WARNING, EventWriter
 
 RATE = "training.learning_rate"
 # What the saved weights and states depend on; with another of these there is nothing to go on from.

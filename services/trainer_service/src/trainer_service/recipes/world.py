@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer_service.recipes.environment import RENDEZVOUS
+from trainer_service.recipes.ranks import RENDEZVOUS
 from trainer_service.recipes.sharding import is_sharded, shard
 
 TIMEOUT = timedelta(minutes=60)

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from trainer_service.worker.lease import boot_clock
 from tunesmith.task.v1 import quota_service_pb2
 from tunesmith.task.v1 import task_service_pb2 as task_service
+from workerkit.lease import boot_clock
 
 UNLIMITED = -1
 # A checkpoint that was stored so long ago has been counted by the task service.

@@ -8,21 +8,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from servicekit.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from servicekit.objects import ObjectStore
-from trainer_service.worker.artifacts import Origin, Stored, Upload
-from trainer_service.worker.child_events import CheckpointWritten
-from trainer_service.worker.intent import Interrupted
 from trainer_service.worker.quota import QuotaGate
-from trainer_service.worker.reporter import Reporter, timestamp
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
+from workerkit.artifacts import Origin, Stored, Upload
+from workerkit.child_events import CheckpointWritten
+from workerkit.intent import Interrupted
+from workerkit.reporter import Reporter, timestamp
+from workerkit.storing import RETRY_CEILING_SECONDS, RETRY_SECONDS, TRANSIENT
 
 logger = logging.getLogger(__name__)
 
-TRANSIENT = (Unavailable, DeadlineExceeded, ResourceExhausted)
-RETRY_SECONDS = 0.5
-RETRY_CEILING_SECONDS = 30.0
 HOPELESS_TRIES = 5
 TOLD_EVERY = 10
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from trainer_service.estimates.advice import memory_notes, size
 from trainer_service.estimates.disk import LOCAL_CHECKPOINTS
 from trainer_service.estimates.estimator import Estimate, Estimator
-from trainer_service.worker.child_events import Measured
-from trainer_service.worker.endings import AttemptError, Failed
-from trainer_service.worker.reporter import Reporter
+from workerkit.child_events import Measured
+from workerkit.endings import AttemptError, Failed
+from workerkit.reporter import Reporter
 
 MEMORY_METRIC = "memory_predicted_bytes"
 

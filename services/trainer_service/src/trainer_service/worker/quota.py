@@ -3,9 +3,9 @@
 import logging
 
 from trainer_service.worker.allowance import Allowance
-from trainer_service.worker.intent import Control, Intent, StopReason
-from trainer_service.worker.reporter import Reporter
 from tunesmith.task.v1 import spec_pb2
+from workerkit.intent import Control, Intent, StopReason
+from workerkit.reporter import Reporter
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from modelkit.checkpoints import MANIFEST, verify
 from modelkit.errors import InvalidCheckpoint
 from servicekit.objects import ObjectStore
 from trainer_service.recipes.checkpoint_files import step_of
-from trainer_service.worker.artifacts import ArtifactDamaged, fetch
-from trainer_service.worker.endings import AttemptError, Failed
-from trainer_service.worker.reporter import Reporter
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
+from workerkit.artifacts import ArtifactDamaged, fetch
+from workerkit.endings import AttemptError, Failed
+from workerkit.reporter import Reporter
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,47 +2,43 @@
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from modelkit.base_models import describe
-from modelkit.checkpoints import MANIFEST
 from modelkit.errors import ModelkitError
 from modelkit.inspection import inspect
-from servicekit.errors import TunesmithError, Unimplemented
+from servicekit.errors import Unimplemented
 from servicekit.objects import ObjectStore
 from trainer_service.checks import CheckedSpec, SpecChecks, base_task
 from trainer_service.devices import DevicePool
 from trainer_service.estimates.checked import estimate_checked
 from trainer_service.estimates.estimator import Estimate, Estimator
-from trainer_service.launcher import Launcher, LaunchError
-from trainer_service.worker import child_events as events
-from trainer_service.worker import crashes
+from trainer_service.recipes.remedies import OUT_OF_MEMORY
 from trainer_service.worker.allowance import Allowance
-from trainer_service.worker.artifacts import ArtifactDamaged, Origin, Upload, fetch
-from trainer_service.worker.checkpoints import TRANSIENT, CheckpointStore
-from trainer_service.worker.endings import AttemptError, Completed, Ending, Failed, Released, Stopped
-from trainer_service.worker.intent import Control, Intent, Interrupted
+from trainer_service.worker.checkpoints import CheckpointStore
 from trainer_service.worker.job import Job
-from trainer_service.worker.lease import Lease
-from trainer_service.worker.output import place
 from trainer_service.worker.prediction import predict, record_pace, require_room
 from trainer_service.worker.quota import QuotaGate
-from trainer_service.worker.reporter import Reporter
 from trainer_service.worker.resume import adopt_checkpoint, fetch_checkpoint
-from trainer_service.worker.supervision import ChildResult, Patience, Supervision
-from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_service_pb2 as task_service
+from workerkit import child_events as events
+from workerkit.artifacts import ArtifactDamaged, Origin, fetch
+from workerkit.crashes import Terms
+from workerkit.endings import AttemptError, Ending, Failed
+from workerkit.intent import Control, Intent, Interrupted
+from workerkit.launcher import Launcher
+from workerkit.lease import Lease
+from workerkit.reporter import Reporter
+from workerkit.running import ChildRun, brought_to_an_end, patience_for
+from workerkit.storing import ResultStore, patiently
+from workerkit.supervision import ChildResult, Patience
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 0.5
-RETRY_CEILING_SECONDS = 30.0
-GRACE_LABEL = "stop_grace_seconds"
-LONGEST_GRACE_SECONDS = 3600.0
+TERMS = Terms("training process", OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,6 @@ class Training:
         control: Control,
         lease: Lease,
         reporter: Reporter,
-        allowance: Allowance,
     ) -> None:
         self._shop = shop
         self._claim = claim
@@ -79,8 +74,13 @@ class Training:
         self._control = control
         self._lease = lease
         self._reporter = reporter
+        allowance = Allowance(claim.allowance if claim.HasField("allowance") else None)
+        lease.heard = allowance.heard
         self._quota = QuotaGate(allowance, control, reporter)
         self._origin = Origin(self._task.id, self._task.attempt, self._task.run, self._spec.base_model)
+        patience = patience_for(self._task.labels, shop.patience)
+        self._child = ChildRun(shop.launcher, control, lease, reporter, patience, TERMS)
+        self._result = ResultStore(shop.store, self._origin, control, lease, reporter, "the model")
         self._output_dir = shop.output_root / self._task.id
         self._estimate: Estimate | None = None
 
@@ -88,21 +88,15 @@ class Training:
         """How the attempt ended. Raises what nobody expects to go wrong."""
         self._quota.begin(self._task.attempt, self._spec.training)
         with self._shop.devices.reserved(self._spec.devices.cuda_visible_devices) as devices:
-            try:
-                job = await self._control.unless(Intent.RELEASE, self._prepare(devices))
-                async with self._uploading() as checkpoints:
-                    result = await self._train(job, checkpoints)
-                    if isinstance(result.verdict, events.Done):
-                        return await self._finish(result.verdict, job, checkpoints)
-                    return await self._explain(result, checkpoints)
-            except Interrupted as interruption:
-                if interruption.intent is Intent.ABANDON:
-                    raise
-                return Stopped(why=self._control.stop_reason) if self._control.stop_wanted else Released()
-            except AttemptError as error:
-                return error.failed
-            except OSError as error:
-                return Failed("DISK_FAILED", f"the worker cannot use its disk: {error}", retryable=True)
+            return await brought_to_an_end(self._control, self._attempt(devices))
+
+    async def _attempt(self, devices: str) -> Ending:
+        job = await self._control.unless(Intent.RELEASE, self._prepare(devices))
+        async with self._uploading() as checkpoints:
+            result = await self._train(job, checkpoints)
+            if isinstance(result.verdict, events.Done):
+                return await self._finish(result.verdict, job, checkpoints)
+            return await self._explain(result, checkpoints)
 
     # Before the child.
 
@@ -208,25 +202,12 @@ class Training:
             await asyncio.gather(uploads, return_exceptions=True)
 
     async def _train(self, job: Job, checkpoints: CheckpointStore) -> ChildResult:
-        self._reporter.phase("starting")
-        kills = crashes.out_of_memory_kills()
-        try:
-            starting = self._shop.launcher.start(job.folder, job.environment(self._task.id))
-            child = await self._control.unless(Intent.RELEASE, starting)
-        except LaunchError as error:
-            raise AttemptError(Failed("LAUNCH_FAILED", str(error), retryable=True)) from error
-        self._lease.pid = child.pid
-        self._lease.nudge()
-        started = facts.ChildStarted(pid=child.pid, resumed_step=job.resume_step)
-        self._reporter.fact(facts.Fact(child_started=started))
-        try:
-            take = self._taker(checkpoints)
-            result = await Supervision(child, self._reporter, self._control, self._patience(), take).run()
-        finally:
-            self._lease.pid = 0
+        take = self._taker(checkpoints)
+        environment = job.environment(self._task.id)
+        result = await self._child.run(job.folder, environment, take, resumed_step=job.resume_step)
         if self._estimate is not None:
             await asyncio.to_thread(record_pace, self._shop.estimator, self._estimate, self._reporter.steps_per_second)
-        return replace(result, out_of_memory=crashes.out_of_memory_kills() > kills)
+        return result
 
     def _taker(self, checkpoints: CheckpointStore) -> Callable[[events.CheckpointWritten], None]:
         def take(event: events.CheckpointWritten) -> None:
@@ -237,14 +218,6 @@ class Training:
 
         return take
 
-    def _patience(self) -> Patience:
-        """A task may be stopped with a grace period of its own, by a label."""
-        with contextlib.suppress(ValueError):
-            seconds = float(self._task.labels[GRACE_LABEL]) if GRACE_LABEL in self._task.labels else -1.0
-            if 0 <= seconds <= LONGEST_GRACE_SECONDS:
-                return replace(self._shop.patience, grace_seconds=seconds)
-        return self._shop.patience
-
     # After the child.
 
     async def _explain(self, result: ChildResult, checkpoints: CheckpointStore) -> Ending:
@@ -253,75 +226,18 @@ class Training:
         last = {checkpoints.keep_held_back()} if ends_in_order else set()
         with contextlib.suppress(Interrupted):
             await self._control.unless(Intent.DISCARD, checkpoints.drained())
-        failure = self._failure(result)
-        if self._control.stop_wanted:
-            if failure is not None and self._control.intent < Intent.DISCARD:
-                self._reporter.log([f"while stopping: {failure}"])
-            last |= {result.verdict.step} if isinstance(result.verdict, events.Stopped) else set()
-            kept = checkpoints.newest_stored if checkpoints.newest_stored in last else 0
-            return Stopped(kept, self._control.stop_reason)
-        if self._control.intent >= Intent.RELEASE and (failure is None or failure.retryable):
-            return Released()
-        return failure or Failed(
-            "CHILD_STOPPED", "the training process was told to stop by somebody else than its worker", retryable=True
-        )
-
-    def _failure(self, result: ChildResult) -> Failed | None:
-        """Why the child ended without a result; None when it ended in order because it was asked to."""
-        verdict = result.verdict
-        if isinstance(verdict, events.Failed):
-            return Failed(verdict.reason, verdict.message, verdict.problems, verdict.retryable)
-        if result.stalled:
-            return crashes.explain_stall(self._shop.patience.stall_seconds, result.tail)
-        if verdict is None:
-            return crashes.explain_crash(result.ended, result.tail, out_of_memory=result.out_of_memory)
-        return None
+        last |= {result.verdict.step} if isinstance(result.verdict, events.Stopped) else set()
+        return self._child.ending(result, checkpoints.newest_stored if checkpoints.newest_stored in last else 0)
 
     async def _finish(self, done: events.Done, job: Job, checkpoints: CheckpointStore) -> Ending:
-        """Stores the finished model; nothing of it shows under its final name before it is whole."""
-        if done.path.resolve() != job.output_dir.resolve() or not job.output_dir.is_dir():
-            raise AttemptError(Failed("NO_OUTPUT", f"the training process left no model in {job.output_dir}"))
+        """Stores the finished model."""
+        output = self._child.output(done, job.output_dir)
         self._reporter.phase("storing the model")
         await self._control.unless(Intent.DISCARD, checkpoints.drained())
-        upload = Upload(
-            self._shop.store, self._origin, "output", job.output_dir, step=done.step, ensure=self._lease.ensure
-        )
-        stored = await self._control.unless(Intent.DISCARD, self._patiently("the model", upload.run))
-        placed = await self._control.unless(Intent.DISCARD, self._place(job, stored.manifest))
-        self._reporter.progress.percent = 100.0
-        self._reporter.progress.eta_seconds = 0.0
-        self._reporter.phase("done")
-        return Completed(stored.prefix, str(placed), stored.manifest_sha256)
-
-    async def _place(self, job: Job, manifest: bytes) -> Path:
-        try:
-            (job.output_dir / MANIFEST).write_bytes(manifest)
-            placed = await place(
-                job.output_dir,
-                self._output_dir,
-                task_id=self._task.id,
-                attempt=self._task.attempt,
-                ensure=self._lease.ensure,
-            )
-        except OSError as error:
-            message = f"the model could not be written to {self._output_dir}: {error}; it is kept in the object store"
-            raise AttemptError(Failed("OUTPUT_NOT_WRITTEN", message, retryable=True)) from error
-        if placed != self._output_dir:
-            self._reporter.log([f"{self._output_dir} holds other files by now, so the model is in {placed}"])
-        return placed
+        return await self._result.keep(output, self._output_dir, step=done.step)
 
     async def _patiently(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Repeats work for as long as the object store cannot be reached. AttemptError for any other trouble."""
-        delay = RETRY_SECONDS
-        while True:
-            try:
-                return await work()
-            except TRANSIENT as error:
-                self._reporter.log([f"{what}: the object store does not answer, trying again: {error.message}"])
-            except (TunesmithError, OSError) as error:
-                raise AttemptError(Failed("STORAGE_FAILED", f"{what}: {error}", retryable=True)) from error
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(2 * delay, RETRY_CEILING_SECONDS)
+        return await patiently(what, work, self._reporter)
 
 
 def _reason(checked: CheckedSpec) -> str:

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer_service.fork_server import MESSAGE_BYTES
-from trainer_service.launcher import ChildExit, LaunchError
-from trainer_service.pipes import LineReader
+from workerkit.fork_server import MESSAGE_BYTES
+from workerkit.launcher import ChildExit, LaunchError
+from workerkit.pipes import LineReader
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class _Server:
     def spawn(cls, preload: str, entry: str, warm: Warmth) -> "_Server":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        command = [sys.executable, "-m", "trainer_service.fork_server", str(theirs.fileno()), preload, entry]
+        command = [sys.executable, "-m", "workerkit.fork_server", str(theirs.fileno()), preload, entry]
         with theirs:
             process = subprocess.Popen(
                 command,

@@ -7,9 +7,9 @@ import pytest
 
 from servicekit.errors import NotFound, TunesmithError, Unavailable
 from tests.support.waiting import eventually
-from trainer_service.worker.intent import Control, Intent, Interrupted
-from trainer_service.worker.lease import Lease
 from tunesmith.task.v1 import task_service_pb2 as task_service
+from workerkit.intent import Control, Intent, Interrupted
+from workerkit.lease import Lease
 
 
 class Peer:
@@ -94,7 +94,7 @@ async def test_an_answer_counts_from_when_it_was_asked_for(peer: Peer) -> None:
 
 
 async def test_it_waits_for_the_task_service_and_then_goes_on(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer_service.worker.lease.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("workerkit.lease.RETRY_SECONDS", 0.01)
     peer.now += 60
     peer.error = Unavailable("down")
     waiting = asyncio.create_task(peer.lease.ensure())

@@ -1,4 +1,4 @@
-"""How a training child is started and held; a cluster engine can take the place of the local fork server here."""
+"""How a child is started and held; a cluster engine can take the place of the local fork server here."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Child(Protocol):
         """Lines of its standard output and error."""
 
     def terminate(self) -> None:
-        """Asks it to save a checkpoint and end."""
+        """Asks it to save what it can go on from, and end."""
 
     def kill(self) -> None:
         """Ends it and everything it has started, at once."""

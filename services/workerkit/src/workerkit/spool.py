@@ -1,4 +1,4 @@
-"""Facts and log lines on their way to the broker: in order, without loss over its outages, without slowing training.
+"""Facts and log lines on their way to the broker: in order, without loss over its outages, without slowing work.
 
 What the broker does not take yet waits in memory and, beyond a limit, in a file.
 """

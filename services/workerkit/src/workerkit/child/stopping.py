@@ -1,4 +1,4 @@
-"""A polite request to end: SIGTERM or SIGINT sets a flag that the training loop looks at between steps."""
+"""A polite request to end: SIGTERM or SIGINT sets a flag that a job looks at between its steps."""
 
 import signal
 from types import FrameType

@@ -1,10 +1,8 @@
-"""Environment of the training libraries, set in one place before any of them is imported."""
+"""Environment of the machine-learning libraries, set in one place before any of them is imported."""
 
 import logging
 import os
 
-# Where the data-parallel processes of a job meet; set for each job that has several.
-RENDEZVOUS = "TUNESMITH_RENDEZVOUS"
 VARIABLES = {
     # No model or data hub is ever asked; what is not on this machine is an error.
     "HF_HUB_OFFLINE": "1",

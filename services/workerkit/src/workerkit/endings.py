@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from trainer_service.worker.intent import StopReason
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
+from workerkit.intent import StopReason
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The result is stored."""
+    """The result is stored. what: how its log names it."""
 
     output_prefix: str
     output_dir: str
     manifest_sha256: str
+    what: str = "the result"
 
     def fact(self, progress: tasks.Progress) -> facts.Fact:
         completed = facts.AttemptCompleted(
@@ -25,7 +26,7 @@ class Completed:
         return facts.Fact(completed=completed)
 
     def __str__(self) -> str:
-        return f"completed; the model is in {self.output_dir}"
+        return f"completed; {self.what} is in {self.output_dir}"
 
 
 @dataclass(frozen=True, slots=True)

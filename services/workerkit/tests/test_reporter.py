@@ -4,11 +4,11 @@ import pytest
 
 from servicekit.bus import Outgoing
 from tests.support.waiting import eventually
-from trainer_service.worker import child_events
-from trainer_service.worker.child_events import Advanced, Measured
-from trainer_service.worker.reporter import Reporter
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
+from workerkit import child_events
+from workerkit.child_events import Advanced, Measured
+from workerkit.reporter import Reporter
 
 
 class Collected:
@@ -43,7 +43,7 @@ def kinds(sent: Collected) -> list[str | None]:
 
 
 async def test_progress_is_told_twice_a_second_at_most(reporter: Reporter, sent: Collected) -> None:
-    reporter.training_started(0, 1000)
+    reporter.started(0, 1000)
     for step in range(1, 1000):
         reporter.advanced(Advanced(step, 1000, step / 1000))
     assert len(sent.facts) == 1

@@ -1,17 +1,28 @@
-"""Says for a person why a training process ended without saying so itself."""
+"""Says for a person why a child ended without saying so itself."""
 
 import contextlib
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer_service.launcher import ChildExit
-from trainer_service.recipes.remedies import OUT_OF_MEMORY
-from trainer_service.worker.endings import Failed
+from workerkit.endings import Failed
+from workerkit.launcher import ChildExit
 
 TAIL_CHARACTERS = 2_000
-MEMORY_ADVICE = f"what helps: {'; '.join(OUT_OF_MEMORY)}"
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How people are told of a child: what it is, and what helps when memory runs out."""
+
+    process: str
+    memory_advice: Sequence[str] = ()
+
+    def advice(self, sign: str) -> str:
+        """The advice behind a sign, nothing where there is none."""
+        return f"{sign}what helps: {'; '.join(self.memory_advice)}" if self.memory_advice else ""
 
 
 def out_of_memory_kills() -> int:
@@ -25,33 +36,29 @@ def out_of_memory_kills() -> int:
     return 0
 
 
-def explain_crash(ended: ChildExit, tail: Sequence[str], *, out_of_memory: bool) -> Failed:
+def explain_crash(ended: ChildExit, tail: Sequence[str], terms: Terms, *, out_of_memory: bool) -> Failed:
     """The failure of a child that ended without a word; tail are the last lines of its log."""
     peak = f" at a peak of {ended.peak_memory / 2**30:.1f} GiB" if ended.peak_memory else ""
+    process = f"the {terms.process}"
     if ended.launcher_lost:
-        reason, message = "CHILD_KILLED", "the training process was taken down together with the fork server"
+        reason, message = "CHILD_KILLED", f"{process} was taken down together with the fork server"
     elif out_of_memory and ended.status == -signal.SIGKILL:
         reason = "OUT_OF_MEMORY"
-        message = f"the machine ran out of memory and the kernel killed the training process{peak}; {MEMORY_ADVICE}"
+        message = f"the machine ran out of memory and the kernel killed {process}{peak}{terms.advice('; ')}"
     elif ended.status == -signal.SIGKILL:
         reason = "CHILD_KILLED"
-        message = (
-            f"the training process was killed by signal 9 (SIGKILL){peak}; "
-            f"often the machine ran out of memory: {MEMORY_ADVICE}"
-        )
+        why = f"often the machine ran out of memory{terms.advice(': ')}"
+        message = f"{process} was killed by signal 9 (SIGKILL){peak}; {why}"
     elif ended.status < 0:
-        reason, message = (
-            "CHILD_CRASHED",
-            f"the training process was ended by signal {signal_name(-ended.status)}{peak}",
-        )
+        reason, message = "CHILD_CRASHED", f"{process} was ended by signal {signal_name(-ended.status)}{peak}"
     else:
-        reason, message = "CHILD_CRASHED", f"the training process ended with exit code {ended.status} and no result"
+        reason, message = "CHILD_CRASHED", f"{process} ended with exit code {ended.status} and no result"
     return Failed(reason, message + with_tail(tail), retryable=True)
 
 
-def explain_stall(seconds: float, tail: Sequence[str]) -> Failed:
+def explain_stall(seconds: float, tail: Sequence[str], terms: Terms) -> Failed:
     """The failure of a child that was killed because nothing came from it any more."""
-    message = f"the training process gave no sign of life for {seconds:.0f} s and was killed"
+    message = f"the {terms.process} gave no sign of life for {seconds:.0f} s and was killed"
     return Failed("CHILD_STALLED", message + with_tail(tail), retryable=True)
 
 

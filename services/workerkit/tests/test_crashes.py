@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from trainer_service.launcher import ChildExit
-from trainer_service.recipes.remedies import OUT_OF_MEMORY
-from trainer_service.worker import crashes
-from trainer_service.worker.crashes import explain_crash, out_of_memory_kills
+from workerkit import crashes
+from workerkit.crashes import Terms, explain_crash, out_of_memory_kills
+from workerkit.launcher import ChildExit
 
+OUT_OF_MEMORY = ("use smaller batches", "use a smaller model")
+TERMS = Terms("training process", OUT_OF_MEMORY)
 KILLED = ChildExit(-signal.SIGKILL, peak_memory=3 << 30)
 
 
 def test_a_child_that_the_kernel_killed_for_memory_ran_out_of_memory() -> None:
-    failed = explain_crash(KILLED, ["last line"], out_of_memory=True)
+    failed = explain_crash(KILLED, ["last line"], TERMS, out_of_memory=True)
     assert failed.reason == "OUT_OF_MEMORY"
     assert "the kernel killed the training process at a peak of 3.0 GiB" in failed.message
     positions = [failed.message.index(remedy) for remedy in OUT_OF_MEMORY]
@@ -23,7 +24,7 @@ def test_a_child_that_the_kernel_killed_for_memory_ran_out_of_memory() -> None:
 
 
 def test_a_child_that_was_killed_probably_ran_out_of_memory() -> None:
-    failed = explain_crash(KILLED, [], out_of_memory=False)
+    failed = explain_crash(KILLED, [], TERMS, out_of_memory=False)
     assert failed.reason == "CHILD_KILLED"
     assert "often the machine ran out of memory" in failed.message
     assert all(remedy in failed.message for remedy in OUT_OF_MEMORY)
@@ -38,7 +39,7 @@ def test_a_child_that_was_killed_probably_ran_out_of_memory() -> None:
     ],
 )
 def test_other_ends_are_named_without_advice(ended: ChildExit, words: str) -> None:
-    failed = explain_crash(ended, [], out_of_memory=False)
+    failed = explain_crash(ended, [], TERMS, out_of_memory=False)
     assert words in failed.message
     assert OUT_OF_MEMORY[0] not in failed.message
 

@@ -1,4 +1,4 @@
-"""Puts a finished model into its directory: beside it first, on disk for certain, then under its name in one step."""
+"""Puts a finished result into its directory: beside it first, on disk for certain, then under its name in one step."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ async def place(
 ) -> Path:
     """Brings the files of source to target, whole or not at all; where they are now. Raises OSError.
 
-    A target that holds another's files is left alone: then the model goes to a directory beside it that is named after
+    A target that holds another's files is left alone: then the result goes to a directory beside it that is named after
     the task. Files are linked where that is possible, else copied.
     """
     stop = threading.Event()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer_service.worker import output
-from trainer_service.worker.output import OWNER, may_be_written, place
+from workerkit import output
+from workerkit.output import OWNER, may_be_written, place
 
 
 async def held() -> None:

@@ -1,4 +1,4 @@
-"""Watches one training child: reads all it says, passes on what is wanted of it, ends it when it hangs."""
+"""Watches one child: reads all it says, passes on what is wanted of it, ends it when it hangs."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from trainer_service.launcher import Child, ChildExit
-from trainer_service.worker import child_events as events
-from trainer_service.worker.intent import Control, Intent
-from trainer_service.worker.reporter import Reporter, pieces
+from workerkit import child_events as events
+from workerkit.intent import Control, Intent
+from workerkit.launcher import Child, ChildExit
+from workerkit.reporter import Reporter, pieces
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ class ChildResult:
 
 
 class Supervision:
-    """One run of a child. on_checkpoint is called for each checkpoint that it has written whole."""
+    """One run of a child, called process in the log.
+
+    on_checkpoint is called for each checkpoint that it has written whole.
+    """
 
     def __init__(
         self,
@@ -53,12 +56,14 @@ class Supervision:
         control: Control,
         patience: Patience,
         on_checkpoint: Callable[[events.CheckpointWritten], None],
+        process: str,
     ) -> None:
         self._child = child
         self._reporter = reporter
         self._control = control
         self._patience = patience
         self._on_checkpoint = on_checkpoint
+        self._process = process
         self._verdict: events.Done | events.Stopped | events.Failed | None = None
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._signs_of_life = 0
@@ -105,13 +110,13 @@ class Supervision:
         except ValueError as error:
             self._garbage += 1
             if self._garbage <= REPORTED_GARBAGE:
-                self._log([f"unreadable event from the training process ({error}): {line[:200]!r}"])
+                self._log([f"unreadable event from the {self._process} ({error}): {line[:200]!r}"])
             return
         match event:
             case events.Phase(name):
                 self._reporter.phase(name)
             case events.Started(step, total_steps):
-                self._reporter.training_started(step, total_steps)
+                self._reporter.started(step, total_steps)
             case events.Advanced():
                 self._reporter.advanced(event)
             case events.Measured():

@@ -1,6 +1,6 @@
-"""The fork server: a small process that has imported the training libraries and forks a ready child for each job.
+"""The fork server: a small process that has imported what its jobs need and forks a ready child for each of them.
 
-Run by `trainer_service.fork_launcher` as `python -m trainer_service.fork_server FD PRELOAD ENTRY`. FD is one end of a
+Run by `workerkit.fork_launcher` as `python -m workerkit.fork_server FD PRELOAD ENTRY`. FD is one end of a
 SOCK_SEQPACKET socket pair; PRELOAD is a module that is imported for what it imports; ENTRY is `module:function`, called
 in each child with the job's directory, and returns the exit code.
 
@@ -30,7 +30,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from trainer_service.launcher import EVENTS_FD_VARIABLE
+from workerkit.launcher import EVENTS_FD_VARIABLE
 
 MESSAGE_BYTES = 1 << 17
 PR_SET_PDEATHSIG = 1

@@ -1,4 +1,4 @@
-"""What a training child says on its event pipe: JSON objects, one a line, each with a type and a time."""
+"""What a child says on its event pipe: JSON objects, one a line, each with a type and a time."""
 
 import json
 import math

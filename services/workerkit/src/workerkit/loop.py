@@ -17,19 +17,18 @@ from opentelemetry.util.types import AttributeValue
 from servicekit import subjects, telemetry
 from servicekit.bus import Message
 from servicekit.errors import Aborted, DeadlineExceeded, FailedPrecondition, NotFound, TunesmithError, Unavailable
-from trainer_service.fork_launcher import ForkLauncher
-from trainer_service.worker.attempt import Attempt, Post
-from trainer_service.worker.intent import Control, Intent
-from trainer_service.worker.lease import boot_clock
-from trainer_service.worker.training import Workshop
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_service_pb2, task_service_pb2_grpc
+from workerkit.attempt import Attempt, Post
+from workerkit.fork_launcher import ForkLauncher
+from workerkit.intent import Control, Intent
+from workerkit.lease import boot_clock
+from workerkit.work import MakeWork
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-KIND = "finetune"
 FETCH_SECONDS = 30.0
 # Far above what deaths and refusals of a sound task add up to: a message that ends every worker before its claim.
 MAX_DELIVERIES = 100
@@ -45,23 +44,28 @@ def new_worker_id() -> str:
 
 
 class Worker:
-    """Runs up to `slots` attempts at a time until it is told to stop."""
+    """Runs up to `slots` attempts at tasks of one kind at a time until it is told to stop.
+
+    kind is the word for it in the queue's subjects: "finetune", "evaluate", "export".
+    """
 
     def __init__(
         self,
         post: Post,
-        shop: Workshop,
+        make_work: MakeWork,
         tasks: "task_service_pb2_grpc.TaskServiceAsyncStub",
         launcher: ForkLauncher,
         *,
+        kind: str,
         pool: str,
         slots: int,
         release_seconds: float,
     ) -> None:
         self._post = post
-        self._shop = shop
+        self._make_work = make_work
         self._tasks = tasks
         self._launcher = launcher
+        self._kind = kind
         self._pool = pool
         self._slots = slots
         self._release_seconds = release_seconds
@@ -69,14 +73,14 @@ class Worker:
         self._held: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Pulls and trains until stop is set, then saves and gives back what runs."""
+        """Pulls and works until stop is set, then saves and gives back what runs."""
         if not self._slots:
             await stop.wait()
             return
         consumer = self._post.bus.consumer(
             subjects.WORK,
-            f"{KIND}-{self._pool}",
-            subjects.work_filter(KIND, self._pool),
+            f"{self._kind}-{self._pool}",
+            subjects.work_filter(self._kind, self._pool),
             ack_wait=self._post.redelivery_seconds,
             max_deliver=MAX_DELIVERIES,
         )
@@ -150,12 +154,12 @@ class Worker:
             "tunesmith.task.attempt": item.attempt,
         }
         try:
-            with telemetry.span("train", kind=SpanKind.CONSUMER, parent=parent, attributes=attributes):
+            with telemetry.span(self._kind, kind=SpanKind.CONSUMER, parent=parent, attributes=attributes):
                 claimed_at = boot_clock()
                 claim = await self._claim(item, message)
                 if claim is not None:
                     logger.info("task %s: attempt %d is ours", claim.task.id, claim.task.attempt)
-                    await Attempt(self._post, self._shop, claim, message, control, claimed_at).run()
+                    await Attempt(self._post, self._make_work, claim, message, control, claimed_at).run()
         finally:
             self._held.discard(item.task_id)
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from servicekit.errors import Aborted, FailedPrecondition, NotFound, TunesmithError
-from trainer_service.worker.intent import Control, Intent, Interrupted
 from tunesmith.task.v1 import task_service_pb2 as task_service
+from workerkit.intent import Control, Intent, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,16 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def _nothing_heard(_: task_service.HeartbeatTaskResponse, sent: float) -> None:
+    """For work that wants no more of heartbeats than the lease does."""
+
+
 class Lease:
     """Keeps the task service convinced that this worker holds the attempt, and passes on what it wants.
 
     The lease counts from when a heartbeat that was answered had been sent. When that is longer ago than the lease
     lasts (the worker was paused, or cut off), another worker may have the task: `ensure` then asks first.
+    `pid` is told with each heartbeat; `heard` takes in each answer.
     """
 
     def __init__(
@@ -59,10 +64,10 @@ class Lease:
         message: Extendable,
         extend_every: float,
         since: float | None = None,
-        heard: Heard | None = None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self.pid = 0
+        self.heard: Heard = _nothing_heard
         self._identity = (task_id, attempt, worker)
         self._seconds = seconds
         self._interval = min(seconds / RENEWALS_PER_LEASE, extend_every)
@@ -70,7 +75,6 @@ class Lease:
         self._heartbeat = heartbeat
         self._message = message
         self._clock = clock
-        self._heard = heard
         self._confirmed = clock() if since is None else since
         self._nudged = asyncio.Event()
         self._renewing = asyncio.Lock()
@@ -122,11 +126,10 @@ class Lease:
                 self._control.ask(Intent.ABANDON)
                 return True
             except TunesmithError as error:
-                logger.warning("heartbeat of task %s failed, training goes on: %s", task_id, error)
+                logger.warning("heartbeat of task %s failed, work goes on: %s", task_id, error)
                 return False
             self._confirmed = sent
-            if self._heard is not None:
-                self._heard(answer, sent)
+            self.heard(answer, sent)
             self._control.ask(INTENTS.get(answer.directive, Intent.GO_ON))
             return True
 

@@ -12,7 +12,7 @@ from servicekit.bus import EventBus, Outgoing
 from servicekit.errors import Unavailable
 from tests.support.nats import NatsServer
 from tests.support.waiting import eventually
-from trainer_service.worker.spool import Entry, Overflow, Spool
+from workerkit.spool import Entry, Overflow, Spool
 
 SUBJECT = subjects.fact("t1")
 

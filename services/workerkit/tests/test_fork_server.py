@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from trainer_service.fork_launcher import ForkedChild, ForkLauncher, running_launcher
-from trainer_service.launcher import LaunchError
+from workerkit.fork_launcher import ForkedChild, ForkLauncher, running_launcher
+from workerkit.launcher import LaunchError
 
 JOBS = Path(__file__).parent / "jobs"
 
@@ -140,7 +140,7 @@ async def test_death_of_the_fork_server_kills_children_and_another_takes_over(
 async def test_a_fork_server_that_hangs_is_replaced(
     launcher: ForkLauncher, job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer_service.fork_launcher.START_SECONDS", 0.2)
+    monkeypatch.setattr("workerkit.fork_launcher.START_SECONDS", 0.2)
     await launcher.wait_warm()
     assert launcher.pid is not None
     os.kill(launcher.pid, signal.SIGSTOP)
@@ -154,7 +154,7 @@ async def test_a_fork_server_that_hangs_is_replaced(
 
 WORKER = """
 import asyncio, json, pathlib, sys
-from trainer_service.fork_launcher import running_launcher
+from workerkit.fork_launcher import running_launcher
 
 async def main():
     async with running_launcher(preload="light_preload", entry="plain_jobs:run") as launcher:

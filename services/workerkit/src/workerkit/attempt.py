@@ -1,4 +1,4 @@
-"""One claimed task from the queue's message to its acknowledgement: lease, facts and training side by side."""
+"""One claimed task from the queue's message to its acknowledgement: lease, facts and work side by side."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,13 @@ from typing import Any
 from servicekit import subjects
 from servicekit.bus import EventBus, Message
 from servicekit.errors import TunesmithError
-from trainer_service.worker.allowance import Allowance
-from trainer_service.worker.endings import Ending, Failed, Released
-from trainer_service.worker.intent import Control, Intent, Interrupted
-from trainer_service.worker.lease import Heartbeat, Lease
-from trainer_service.worker.reporter import Reporter
-from trainer_service.worker.spool import Spool
-from trainer_service.worker.training import Training, Workshop
 from tunesmith.task.v1 import task_service_pb2 as task_service
+from workerkit.endings import Ending, Failed, Released
+from workerkit.intent import Control, Intent, Interrupted
+from workerkit.lease import Heartbeat, Lease
+from workerkit.reporter import Reporter
+from workerkit.spool import Spool
+from workerkit.work import MakeWork
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Attempt:
     def __init__(
         self,
         post: Post,
-        shop: Workshop,
+        make_work: MakeWork,
         claim: task_service.ClaimTaskResponse,
         message: Message,
         control: Control,
@@ -62,7 +61,6 @@ class Attempt:
         self._message = message
         self._control = control
         self._folder = post.scratch / f"{task.id}-{task.attempt}"
-        allowance = Allowance(claim.allowance if claim.HasField("allowance") else None)
         self._lease = Lease(
             task_id=task.id,
             attempt=task.attempt,
@@ -73,17 +71,16 @@ class Attempt:
             message=message,
             extend_every=post.extend_seconds,
             since=claimed_at,
-            heard=allowance.heard,
         )
         self._spool = Spool(post.bus, self._folder / "spool", self._lease.ensure)
         self._reporter = Reporter(task.id, task.attempt, self._spool, task.progress)
-        self._training = Training(shop, claim, self._folder, control, self._lease, self._reporter, allowance)
+        self._work = make_work(claim, self._folder, control, self._lease, self._reporter)
 
     async def run(self) -> None:
         """Brings the attempt to an end, tells it, and acknowledges; or leaves without a word when it is another's."""
         try:
             async with self._company():
-                ending = await self._train()
+                ending = await self._run_work()
                 self._reporter.log(str(ending).splitlines())
                 self._reporter.end(ending.fact(self._reporter.progress))
                 await self._tell()
@@ -96,11 +93,11 @@ class Attempt:
             self._spool.discard()
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    async def _train(self) -> Ending:
+    async def _run_work(self) -> Ending:
         task = self._task
         self._reporter.log([f"attempt {task.attempt} of task {task.id} on worker {self._post.worker}"])
         try:
-            return await self._control.unless(Intent.ABANDON, self._training.run())
+            return await self._control.unless(Intent.ABANDON, self._work.run())
         except Interrupted:
             raise
         except Exception:

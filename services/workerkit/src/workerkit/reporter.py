@@ -9,10 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from servicekit import subjects
 from servicekit.bus import Outgoing
-from trainer_service.worker.child_events import Advanced, Measured
-from trainer_service.worker.spool import Spool
 from tunesmith.events.v1 import fact_pb2 as facts
 from tunesmith.task.v1 import task_pb2 as tasks
+from workerkit.child_events import Advanced, Measured
+from workerkit.spool import Spool
 
 METRIC_SECONDS = 0.2
 METRIC_POINTS = 500
@@ -51,7 +51,7 @@ class Timers:
 class Reporter:
     """The facts and the log of one attempt, numbered and put into a spool. Nothing here waits.
 
-    progress is how far the task was before; until training begins that is how far it is.
+    progress is how far the task was before; until its work begins that is how far it is.
     """
 
     def __init__(self, task_id: str, attempt: int, spool: Spool, progress: tasks.Progress) -> None:
@@ -69,7 +69,7 @@ class Reporter:
         self._timers = Timers()
         self._progress_dirty = False
         self._progress_sent = self._points_sent = self._lines_sent = -math.inf
-        self._pace: tuple[float, int] | None = None  # when and at which step training began
+        self._pace: tuple[float, int] | None = None  # when and at which step work began
         self._newest: tuple[float, int] | None = None  # when the newest step was told, and its number
 
     def fact(self, fact: facts.Fact) -> None:
@@ -98,7 +98,7 @@ class Reporter:
 
     @property
     def steps_per_second(self) -> float:
-        """How fast this attempt has trained, everything between its steps included; 0 before a few steps."""
+        """How fast this attempt has worked, everything between its steps included; 0 before a few steps."""
         if self._pace is None or self._newest is None:
             return 0.0
         (began, first), (now, step) = self._pace, self._newest
@@ -109,14 +109,14 @@ class Reporter:
         self.progress.phase = name
         self._progressed(at_once=True)
 
-    def training_started(self, step: int, total_steps: int) -> None:
-        """Training goes on from step."""
+    def started(self, step: int, total_steps: int) -> None:
+        """Work goes on from step."""
         self._pace = (time.monotonic(), step)
         self._set_steps(step, total_steps)
         self._progressed(at_once=True)
 
     def advanced(self, event: Advanced) -> None:
-        """Training came further."""
+        """Work came further."""
         self._newest = (time.monotonic(), event.step)
         self.progress.epoch = event.epoch
         self._set_steps(event.step, event.total_steps)
