@@ -25,7 +25,6 @@ OLDER_KEYS = frozenset(
     {"model_type", "torch_dtype", "num_labels", "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_ratio"}
 )
 
-
 # The name that transformers' text classifiers give their output layer.
 CLASSIFIER_HEAD = "score"
 
@@ -107,18 +106,32 @@ def load_model(
     kind = _model_class(config, directory, classifies=labels is not None)
     if labels is not None:
         _set_labels(config, labels)
-    options: dict[str, Any] = {}
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention, **_placement(device, quantization)}
+    model, missing = _from_weights(kind, directory, options)
+    new_head = f"{CLASSIFIER_HEAD}." if labels is not None else None
+    missing = sorted(name for name in missing if not new_head or not name.startswith(new_head))
+    if missing:
+        message = f"{directory}: {len(missing)} tensors are missing from the weights, first {missing[0]!r}"
+        raise InvalidModel(Problem("base_model", message))
+    if (directory / "generation_config.json").is_file():
+        settings, _ = without_unsafe(read_json(directory / "generation_config.json"))
+        model.generation_config = GenerationConfig.from_dict(settings)
+    return model
+
+
+def _placement(device: torch.device | None, quantization: QuantizationConfigMixin | None) -> dict[str, Any]:
+    """Where weights go as they are read, and in which form."""
     if quantization is not None:
-        options = {"quantization_config": quantization, "device_map": {"": device or torch.device("cpu")}}
-    elif device is not None and device.type != "cpu":
-        options = {"device_map": {"": device}}
+        return {"quantization_config": quantization, "device_map": {"": device or torch.device("cpu")}}
+    return {"device_map": {"": device}} if device is not None and device.type != "cpu" else {}
+
+
+def _from_weights(kind: Any, directory: Path, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    """A model of a class with the weights of a directory, and which are missing. Raises InvalidModel."""
     try:
         model, report = kind.from_pretrained(
             None,
-            config=config,
             state_dict=load_weights(directory),
-            dtype=dtype,
-            attn_implementation=attention,
             trust_remote_code=False,
             output_loading_info=True,
             **options,
@@ -127,16 +140,7 @@ def load_model(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InvalidModel(Problem("base_model", f"{directory}: the weights cannot be loaded: {error}")) from error
-    new_head = f"{CLASSIFIER_HEAD}." if labels is not None else None
-    missing = sorted(name for name in report["missing_keys"] if not new_head or not name.startswith(new_head))
-    if missing:
-        message = f"{directory}: {len(missing)} tensors are missing from the weights, first {missing[0]!r}"
-        raise InvalidModel(Problem("base_model", message))
-    if (directory / "generation_config.json").is_file():
-        settings, _ = without_unsafe(read_json(directory / "generation_config.json"))
-        model.generation_config = GenerationConfig.from_dict(settings)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model, list(report["missing_keys"])
 
 
 def _model_class(config: PreTrainedConfig, directory: Path, *, classifies: bool) -> Any:

@@ -1,5 +1,6 @@
 """Builds a scratch model: tokenizer from the corpus, seeded weights, safetensors."""
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -69,20 +70,22 @@ def build(
     """
     target = Path(out_dir)
     shape = Shape(hidden_size, layers, vocab_size, max_length)
-    problems = [
-        *_shape_problems(shape),
-        *_corpus_problems(corpus),
-        *([] if family in FAMILIES else [Problem("family", f"{family!r} is not one of {', '.join(FAMILIES)}")]),
-    ]
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        problems.append(Problem("out_dir", f"{target} exists and is not an empty directory"))
+    problems = [*_shape_problems(shape), *_corpus_problems(corpus), *_family_problems(family), *_place_problems(target)]
     if problems:
         raise InvalidModel(problems)
+    with _written_whole(target) as staging:
+        tokenizer = train_tokenizer(FAMILIES[family], vocab_size, _texts(corpus))
+        parameters = _write_model(FAMILIES[family], tokenizer, shape, staging, seed)
+    return ScratchModel(target, family, parameters, vocab_size)
+
+
+@contextlib.contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """An empty directory that gets the target's name when all went well, and goes otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        tokenizer = train_tokenizer(FAMILIES[family], vocab_size, _texts(corpus))
-        parameters = _write_model(FAMILIES[family], tokenizer, shape, staging, seed)
+        yield staging
         staging.chmod(0o755)
         for file in staging.iterdir():
             file.chmod(0o644)
@@ -90,7 +93,16 @@ def build(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return ScratchModel(target, family, parameters, vocab_size)
+
+
+def _family_problems(family: str) -> Iterator[Problem]:
+    if family not in FAMILIES:
+        yield Problem("family", f"{family!r} is not one of {', '.join(FAMILIES)}")
+
+
+def _place_problems(target: Path) -> Iterator[Problem]:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        yield Problem("out_dir", f"{target} exists and is not an empty directory")
 
 
 def _shape_problems(shape: Shape) -> Iterator[Problem]:
