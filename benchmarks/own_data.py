@@ -20,7 +20,7 @@ def main(model: str, dataset: str, output: str) -> None:
     started = time.perf_counter()
     report = datasets.validate(DatasetFiles(Path(dataset)), cache)
     encoder = encoder_for(report.train, tokenizer, config, max_length=512)
-    rows = EncodedRows(JsonlDataset(report.train), encoder, Store(cache, "tokens"))
+    rows = EncodedRows(JsonlDataset(report.train), encoder, Store(cache, "tokens", report.train))
     rows.fill()
     elapsed = time.perf_counter() - started
     print(f"seconds {elapsed} rows {len(rows)}", flush=True)
