@@ -1,0 +1,1 @@
+"""The scores of checkpoints: from texts, probabilities and classes to numbers with their uncertainty."""

@@ -1,0 +1,64 @@
+"""lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) as an optional part of an evaluation.
+
+It runs only when it is installed and the data of the tasks is on this machine; nothing is downloaded.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+PACKAGE = "lm_eval"
+BATCH = 8
+
+
+def is_installed() -> bool:
+    """Whether lm-evaluation-harness can be used."""
+    return find_spec(PACKAGE) is not None
+
+
+def problems(names: Sequence[str]) -> Iterator[str]:
+    """Why tasks cannot be run on this machine. Slow: the harness is imported, with all it needs."""
+    if not names:
+        return
+    if not is_installed():
+        yield "lm-evaluation-harness is not installed on this machine; install lm-eval, or leave suites out"
+        return
+    from lm_eval.tasks import TaskManager
+
+    manager: Any = TaskManager()
+    known = set(manager.all_tasks)
+    for name in names:
+        if name not in known:
+            yield f"lm-evaluation-harness has no task {name!r}; `lm-eval ls tasks` lists them"
+        elif missing := _missing_data(manager, name):
+            yield f"the data of task {name!r} is not on this machine, and nothing is downloaded: {missing}"
+
+
+def run(names: Sequence[str], model: Any, tokenizer: Any) -> dict[str, float]:
+    """The results of tasks by "<task>/<metric>" for a model in memory. Raises what the harness raises."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    if model.config._attn_implementation == "segmented":
+        model.set_attn_implementation("sdpa")
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    answer: Any = simple_evaluate(model=wrapped, tasks=list(names), log_samples=False, bootstrap_iters=0)
+    return dict(_numbers(answer["results"]))
+
+
+def _numbers(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    for task, metrics in results.items():
+        for metric, value in metrics.items():
+            name = metric.removesuffix(",none")
+            if isinstance(value, int | float) and not isinstance(value, bool) and "_stderr" not in metric:
+                yield f"{task}/{name}", float(value)
+
+
+def _missing_data(manager: Any, name: str) -> str:
+    """What of a task's data is not here; empty when it can be loaded."""
+    try:
+        manager.load_task_or_group([name])
+    except Exception as error:  # noqa: BLE001 - a task is code and data of others; whatever it raises, it cannot run
+        lines = str(error).strip().splitlines()
+        return (lines[0] if lines else type(error).__name__)[:300]
+    return ""

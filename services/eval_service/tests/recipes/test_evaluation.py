@@ -1,0 +1,172 @@
+"""Evaluations of a tiny model from job.json to the report (T26, F40, C36, M15)."""
+
+import csv
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import functional
+
+from eval_service.recipes.evaluation import evaluate
+from eval_service.recipes.samples import NothingHeldOut
+from modelkit.chat import IGNORED
+from modelkit.datasets import JsonlDataset, scan
+from modelkit.datasets.splitting import split
+from modelkit.encoders import encoder_for
+from modelkit.loading import load_config, load_model, load_tokenizer
+from workerkit.child.stopping import StopRequest
+
+from .conftest import LABELS, Bench, Recorder, adapter
+
+
+def plain_perplexity(model_dir: Path, train: Path, checkpoint: Path | None) -> float:
+    """Of the rows that the training holds out, one after the other, with PEFT and all logits."""
+    config: Any = load_config(model_dir)
+    model: Any = load_model(model_dir, dtype=torch.float32, config=config)
+    tokenizer = load_tokenizer(model_dir, config)
+    report = scan(train)
+    rows = JsonlDataset(report)
+    encoder = encoder_for(report, tokenizer, config, max_length=128)
+    if checkpoint:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about names within transformers that PEFT still uses
+            model = PeftModel.from_pretrained(model, str(checkpoint))
+    model.eval()
+    total, tokens = 0.0, 0
+    for row in encoder.encode([rows[int(at)] for at in split(len(rows), 0.4, 42).held_out]):
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
+        labels = torch.from_numpy(row.labels.astype(np.int64))[1:]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        total += float(functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+        tokens += int((labels != IGNORED).sum())
+    return float(np.exp(total / tokens))
+
+
+def values(item: dict[str, Any]) -> dict[str, float]:
+    return {value["name"]: value["value"] for value in item["values"]}
+
+
+def test_perplexity_is_that_of_a_plain_computation_and_the_base_comes_back(
+    bench: Bench, checkpoints: list[dict[str, Any]]
+) -> None:
+    job = bench.job(candidates=checkpoints, include_base_model=True, scores=["perplexity"])
+    events = bench.run(job)
+    report = bench.report(job)
+    assert [item["step"] for item in report["checkpoints"]] == [0, 10, 20]
+    assert [item["base_model"] for item in report["checkpoints"]] == [True, False, False]
+    paths = [None, *(Path(item["directory"]) for item in checkpoints)]
+    for item, path in zip(report["checkpoints"], paths, strict=True):
+        assert values(item)["perplexity"] == pytest.approx(
+            plain_perplexity(bench.model_dir, bench.train_file, path), rel=1e-4
+        )
+    found = {event["step"]: event["values"] for event in events.of("metrics") if "perplexity" in event["values"]}
+    assert found.keys() == {0, 10, 20}
+    assert events.events[-1]["type"] == "done"
+
+
+def test_all_scores_of_answers_and_the_files_of_the_report(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    job = bench.job(candidates=checkpoints, include_base_model=True, titles={"name": "<b>evil</b>"})
+    events = bench.run(job)
+    report = bench.report(job)
+    names = {"perplexity", "semantic_similarity", "coherence", "coverage", "exact_match", "token_f1"}
+    assert all(values(item).keys() == names for item in report["checkpoints"])
+    assert all(value["low"] <= value["value"] <= value["high"] for value in report["checkpoints"][0]["values"])
+    assert report["samples"] == 9
+    assert report["split"] == "validation"
+    assert sum(report["shares"].values()) == pytest.approx(1)
+    assert {path.name for path in job.output_dir.iterdir()} == {
+        "report.json",
+        "report.csv",
+        "report.html",
+        "samples.csv",
+    }
+    lines = list(csv.DictReader((job.output_dir / "report.csv").read_text("utf-8-sig").splitlines()))
+    assert len(lines) == 3 * (len(names) + 1)
+    page = (job.output_dir / "report.html").read_text()
+    assert "<b>evil" not in page
+    assert "<script" not in page
+    assert "语义相似度" in page
+    assert "semantic_similarity" in page
+    steps = [event["step"] for event in events.of("progress")]
+    assert steps == sorted(steps)
+    assert steps[-1] == events.of("started")[0]["total_steps"]
+
+
+def test_the_same_job_gives_the_same_answers_in_whatever_order(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    both = bench.job(candidates=checkpoints, scores=["token_f1"])
+    one = bench.job(candidates=checkpoints[1:], scores=["token_f1"])
+    bench.run(both)
+    bench.run(one)
+    first = [row["results"][1]["answer"] for row in bench.report(both)["rows_scored"]]
+    assert first == [row["results"][0]["answer"] for row in bench.report(one)["rows_scored"]]
+    assert any(first)
+
+
+def test_a_stop_is_heeded_between_batches_and_leaves_nothing(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    stop = StopRequest()
+
+    def watch(event: dict[str, Any]) -> None:
+        stop.requested |= event["type"] == "metrics"
+
+    job = bench.job(candidates=checkpoints)
+    events = bench.run(job, watch, stop)
+    assert events.events[-1]["type"] == "stopped"
+    assert not job.output_dir.exists()
+
+
+def test_a_classifier_is_scored_by_its_classes(bench: Bench, tmp_path: Path) -> None:
+    data = tmp_path / "classes.jsonl"
+    rows = [{"text": f"the thing number {n}", "label": LABELS[n % 3]} for n in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = adapter(bench.model_dir, tmp_path / "classifier", seed=3, labels=LABELS)
+    job = bench.job(
+        candidates=[{"step": 5, "directory": str(folder)}],
+        train_file=str(data),
+        own_dataset=True,
+        learnt={"objective": "CLASSIFICATION"},
+        choice={"ratio": 1.0, "most": 100},
+    )
+    bench.run(job)
+    item = bench.report(job)["checkpoints"][0]
+    matrix = np.array(item["confusion"]["matrix"])
+    assert matrix.sum() == 30
+    assert values(item)["accuracy"] == pytest.approx(matrix.trace() / 30)
+    assert values(item)["confusion"] == pytest.approx(1 - matrix.trace() / 30)
+    either = matrix.sum(0) + matrix.sum(1)
+    assert values(item)["f1"] == pytest.approx((2 * matrix.diagonal()[either > 0] / either[either > 0]).mean())
+
+
+def test_whole_models_take_the_place_of_each_other(bench: Bench, tmp_path: Path) -> None:
+    """A full training's checkpoints are scored by what they weigh, whichever was there before."""
+    candidates = []
+    for step in (1, 2):
+        model: Any = load_model(bench.model_dir, dtype=torch.float32)
+        torch.manual_seed(step)
+        for parameter in model.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / f"whole-{step}")
+        candidates.append({"step": step, "directory": str(tmp_path / f"whole-{step}")})
+    job = bench.job(candidates=candidates, scores=["perplexity"])
+    again = bench.job(candidates=candidates[::-1], scores=["perplexity"])
+    bench.run(job)
+    bench.run(again)
+    found = {item["step"]: values(item) for item in bench.report(job)["checkpoints"]}
+    assert found == {item["step"]: values(item) for item in bench.report(again)["checkpoints"]}
+    assert found[1] != found[2]
+
+
+def test_without_held_out_rows_it_is_said_what_to_do(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    job = bench.job(candidates=checkpoints, learnt={"eval_ratio": 0.0})
+    with pytest.raises(NothingHeldOut, match="name a dataset"):
+        evaluate(job, Recorder(), StopRequest())
+
+
+def test_changed_data_is_said_loudly(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    job = bench.job(candidates=checkpoints[:1], scores=["perplexity"], dataset_sha256="0" * 64)
+    assert "has changed since it was trained" in bench.run(job).text()
