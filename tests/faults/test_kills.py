@@ -6,36 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from safetensors.torch import load_file
-from torch import equal
 
 from tests.faults.conftest import Reference
-from tests.support.platform import Platform, Workload, events_until_end, losses, wait_for_step
+from tests.faults.promises import assert_completed_once
+from tests.support.platform import Platform, Workload, events_until_end, wait_for_step
 from tests.support.waiting import wait_until
 from tunesmith.client import Client
 from tunesmith.task.v1.spec_pb2 import METHOD_FULL, METHOD_LORA
-from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, STATE_FAILED, Task
+from tunesmith.task.v1.task_pb2 import STATE_FAILED, Task
 
 KILL_AT_STEP = 12
-
-
-def assert_completed_once(client: Client, task_id: str, reference: Reference) -> Task:
-    """The promises that hold after each fault."""
-    task = client.tasks.wait(task_id)
-    assert task.state == STATE_COMPLETED, task.error
-    events = [response.event for response in events_until_end(client, task_id)]
-    counts = Counter(event.type for event in events)
-    assert counts["task.completed"] == 1
-    assert counts["task.created"] == 1
-    assert counts["task.failed"] == counts["task.stopped"] == 0
-    assert len({event.id for event in events}) == len(events)
-    recorded = losses(client, task_id)
-    assert sorted(recorded) == sorted(reference.losses)
-    assert recorded == pytest.approx(reference.losses, rel=1e-5)
-    weights = load_file(f"{task.output_dir}/model.safetensors")
-    expected = load_file(reference.output / "model.safetensors")
-    assert all(equal(weights[name], expected[name]) for name in expected)
-    return task
 
 
 def kill_child(platform: Platform, task: Task) -> None:
