@@ -12,13 +12,13 @@ from modelkit.paths import AllowedRoots
 from servicekit.objects import ObjectStore
 from services.workerkit.tests.desk import Desk, RunningWorker, running_worker
 from trainer_service.checks import SpecChecks
-from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
 from trainer_service.worker.training import Training, Workshop
 from tunesmith.task.v1 import spec_pb2
+from workerkit.datasets import DatasetChecks
 from workerkit.fork_launcher import ForkLauncher, running_launcher
 from workerkit.supervision import Patience
 

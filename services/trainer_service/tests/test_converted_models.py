@@ -8,8 +8,8 @@ from modelkit.inspection import inspect
 from modelkit.paths import AllowedRoots
 from services.modelkit.tests.chatglm_checkpoints import checkpoint, configuration, sentencepiece_model
 from trainer_service.checks import SpecChecks
-from trainer_service.datasets import DatasetChecks
 from tunesmith.task.v1 import spec_pb2
+from workerkit.datasets import DatasetChecks
 
 __all__ = ["sentencepiece_model"]
 

@@ -9,9 +9,9 @@ from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
 from trainer_service import checks
 from trainer_service.checks import SpecChecks
-from trainer_service.datasets import DatasetChecks
 from trainer_service.devices import Device
 from tunesmith.task.v1 import spec_pb2
+from workerkit.datasets import DatasetChecks
 
 FIELD = "finetune.devices.cuda_visible_devices"
 

@@ -17,7 +17,7 @@ from servicekit.errors import InvalidArgument, Unavailable
 from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
 from trainer_service.dataset_answers import reported
-from trainer_service.datasets import DatasetChecks, reading_of
+from workerkit.datasets import DatasetChecks, reading_of
 from trainer_service.setup import PRELOAD
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer

@@ -12,9 +12,9 @@ from modelkit.paths import AllowedRoots
 from services.trainer_service.tests.bench import Bench, MakeSpec
 from services.workerkit.tests.desk import Desk, payloads
 from trainer_service.checks import SpecChecks
-from trainer_service.datasets import DatasetChecks
 from trainer_service.recipes.checkpoint_files import STATES, missing_from, step_of
 from tunesmith.task.v1 import spec_pb2
+from workerkit.datasets import DatasetChecks
 
 FIELD = "finetune.resume_from_checkpoint"
 

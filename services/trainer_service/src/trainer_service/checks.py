@@ -10,12 +10,12 @@ from modelkit.datasets import DataCache, DatasetFiles, Reading, splitting
 from modelkit.errors import ModelkitError
 from modelkit.paths import AllowedRoots
 from servicekit.errors import Problem, Unimplemented
-from trainer_service.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
 from trainer_service.devices import gpus
 from trainer_service.recipes.checkpoint_files import missing_from
 from trainer_service.recipes.support import unfit, unsupported
 from tunesmith.task.v1 import spec_pb2
 from workerkit.child.errors import InvalidJob
+from workerkit.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
 from workerkit.output import may_be_written
 
 TASK_PREFIX = "task:"

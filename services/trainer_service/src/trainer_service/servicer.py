@@ -14,7 +14,7 @@ from trainer_service import devices
 from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
 from trainer_service.dataset_answers import problem_message, reported, sample_message
-from trainer_service.datasets import DatasetChecks, reading_of
+from workerkit.datasets import DatasetChecks, reading_of
 from trainer_service.environment import Environment
 from trainer_service.estimates.answer import answer
 from trainer_service.estimates.checked import estimate_checked, submit_problems

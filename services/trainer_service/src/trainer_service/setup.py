@@ -15,13 +15,13 @@ from servicekit.objects import directory_of, open_object_store
 from servicekit.runtime import shutdown_event
 from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
-from trainer_service.datasets import DatasetChecks
+from workerkit.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
 from trainer_service.environment import Environment
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
-from trainer_service.remote_datasets import RemoteDatasets
+from workerkit.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
 from trainer_service.worker.training import Training, Workshop

@@ -15,10 +15,10 @@ from modelkit.errors import InvalidDataset
 from modelkit.paths import AllowedRoots
 from servicekit.errors import NotFound
 from servicekit.objects import ObjectStore
-from trainer_service.datasets import DatasetChecks
-from trainer_service.remote_datasets import RemoteDatasets, key_in_store
 from tunesmith.task.v1 import dataset_service_pb2 as datasets
 from tunesmith.task.v1 import spec_pb2
+from workerkit.datasets import DatasetChecks
+from workerkit.remote_datasets import RemoteDatasets, key_in_store
 
 LINES = b"".join(json.dumps({"prompt": f"q{n}", "response": f"a{n}"}).encode() + b"\n" for n in range(5))
 KEY = "datasets/d1/train.jsonl"

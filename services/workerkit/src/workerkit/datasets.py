@@ -13,8 +13,8 @@ from modelkit.datasets.index import stamp
 from modelkit.errors import InvalidDataset, ModelkitError, PathNotAllowed, Problem
 from modelkit.hub_cache import default_hub_cache
 from modelkit.paths import AllowedRoots
-from trainer_service.remote_datasets import RemoteDatasets
 from tunesmith.task.v1 import spec_pb2
+from workerkit.remote_datasets import RemoteDatasets
 
 REMEMBERED = 128
 OBJECTIVES = {
@@ -101,7 +101,7 @@ class DatasetChecks:
         if kind == "path":
             return self._resolve_path(source.path, roots, field)
         if self._remote is None:
-            raise InvalidDataset(Problem(field, "this trainer has no object store; give a path"))
+            raise InvalidDataset(Problem(field, "there is no object store here; give a path"))
         if kind == "dataset_id":
             fetched = self._remote.uploaded(source.dataset_id, field=field, token=token)
         else:
