@@ -30,7 +30,7 @@ REPORT_SECONDS, TOKEN_SECONDS = 55.0, 20.0
 CHECK_SECONDS, LOOK_SECONDS = 15.0, 5.0
 DEFAULT_LENGTH, DEFAULT_PREVIEW = 512, 3
 REMEMBERED = 1024
-MOST_CHILDREN = 4  # each holds a tokenizer and a dataset's index
+MOST_CHILDREN = 6  # each holds a tokenizer and a dataset's index
 TEXT_SUFFIXES = (".json", ".jinja", ".txt", ".model")  # of a model directory, all but its weights
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,18 +11,20 @@ from modelkit.base_models import BaseModels
 from modelkit.datasets import DatasetFiles, Reading
 from modelkit.errors import ModelkitError
 from servicekit.errors import InvalidArgument, Problem
+from servicekit.identity import current_principal
 from trainer_service import devices
 from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
 from trainer_service.dataset_answers import problem_message, reported, sample_message
-from workerkit.datasets import DatasetChecks, reading_of
 from trainer_service.environment import Environment
 from trainer_service.estimates.answer import answer
 from trainer_service.estimates.checked import estimate_checked, submit_problems
 from trainer_service.estimates.estimator import Estimator
+from trainer_service.turns import Turns
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
+from workerkit.datasets import DatasetChecks, reading_of
 
 T = TypeVar("T")
 
@@ -29,7 +32,7 @@ DEFAULT_PREVIEW_ROWS = 5
 
 
 class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
-    """Answers about devices, models, data and specifications. What reads files runs in threads."""
+    """Answers about devices, models, data and specifications. What reads a user's files waits for the user's turn."""
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         known_datasets: DatasetChecks,
         environment: Environment,
         questions: DataQuestions,
+        turns: Turns,
     ) -> None:
         self._checks = checks
         self._estimator = estimator
@@ -46,6 +50,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self._datasets = known_datasets
         self._environment = environment
         self._questions = questions
+        self._turns = turns
 
     async def ListDevices(self, request: trainer.ListDevicesRequest, context: Any) -> trainer.ListDevicesResponse:
         found = await asyncio.to_thread(lambda: [devices.cpu(), *devices.gpus()])
@@ -66,7 +71,8 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def EstimateResources(
         self, request: trainer.EstimateResourcesRequest, context: Any
     ) -> trainer.EstimateResourcesResponse:
-        return await asyncio.to_thread(self._estimate, request.spec, token_of(context))
+        async with self._turn():
+            return await self._turns.run(self._estimate, request.spec, token_of(context))
 
     async def ListBaseModels(
         self, request: trainer.ListBaseModelsRequest, context: Any
@@ -89,7 +95,8 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def ValidateDataset(
         self, request: trainer.ValidateDatasetRequest, context: Any
     ) -> trainer.ValidateDatasetResponse:
-        report = await asyncio.to_thread(self._read, request.dataset, token_of(context), self._datasets.check)
+        async with self._turn():
+            report = await self._turns.run(self._read, request.dataset, token_of(context), self._datasets.check)
         return trainer.ValidateDatasetResponse(
             valid=not report.problems,
             rows=report.rows,
@@ -101,30 +108,36 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self, request: trainer.PreviewDatasetRequest, context: Any
     ) -> trainer.PreviewDatasetResponse:
         rows = request.rows or DEFAULT_PREVIEW_ROWS
-        found = await asyncio.to_thread(
-            self._read, request.dataset, token_of(context), lambda files: datasets.preview(files, rows)
-        )
+        async with self._turn():
+            found = await self._turns.run(
+                self._read, request.dataset, token_of(context), lambda files: datasets.preview(files, rows)
+            )
         return trainer.PreviewDatasetResponse(samples=[sample_message(row) for row in found])
 
     async def ReportDataset(self, request: trainer.ReportDatasetRequest, context: Any) -> trainer.ReportDatasetResponse:
         reading = reading_of(request.dataset, request.objective) if request.objective else None
-        files = await asyncio.to_thread(
-            self._read, request.dataset, token_of(context), lambda found: found, reading=reading
-        )
-        model = await asyncio.to_thread(self._model, request.base_model) if request.base_model else None
-        answer = await self._questions.report(request, files, model, self._datasets.cache.root)
+        async with self._turn():
+            files = await self._turns.run(
+                self._read, request.dataset, token_of(context), lambda found: found, reading=reading
+            )
+            model = await self._turns.run(self._model, request.base_model) if request.base_model else None
+            answer = await self._questions.report(request, files, model, self._datasets.cache.root)
         return reported(answer)
 
     async def CheckSpec(self, request: trainer.CheckSpecRequest, context: Any) -> trainer.CheckSpecResponse:
-        checked = await asyncio.to_thread(self._checks.check, request.spec, token=token_of(context))
         finetune = request.spec.finetune
-        found = [
-            *checked.problems,
-            *await asyncio.to_thread(submit_problems, self._estimator, finetune, checked),
-            *await self._questions.problems(finetune, checked, self._datasets.cache.root),
-        ]
+        async with self._turn():
+            checked = await self._turns.run(self._checks.check, request.spec, token=token_of(context))
+            found = [
+                *checked.problems,
+                *await self._turns.run(submit_problems, self._estimator, finetune, checked),
+                *await self._questions.problems(finetune, checked, self._datasets.cache.root),
+            ]
         problems = [trainer.SpecProblem(field=item.field, message=item.message) for item in found]
         return trainer.CheckSpecResponse(problems=problems)
+
+    def _turn(self) -> AbstractAsyncContextManager[None]:
+        return self._turns.of(current_principal().user)
 
     def _estimate(self, spec: spec_pb2.FinetuneSpec, token: str) -> trainer.EstimateResourcesResponse:
         """Raises InvalidArgument when there is no model or no data to estimate for."""

@@ -15,21 +15,22 @@ from servicekit.objects import directory_of, open_object_store
 from servicekit.runtime import shutdown_event
 from trainer_service.checks import SpecChecks
 from trainer_service.data_questions import DataQuestions
-from workerkit.datasets import DatasetChecks
 from trainer_service.devices import DevicePool
 from trainer_service.environment import Environment
 from trainer_service.estimates.calibration import Calibration
 from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
-from workerkit.remote_datasets import RemoteDatasets
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
+from trainer_service.turns import Turns
 from trainer_service.worker.training import Training, Workshop
 from tunesmith.task.v1 import dataset_service_pb2_grpc, task_service_pb2, task_service_pb2_grpc
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from workerkit.attempt import Post
+from workerkit.datasets import DatasetChecks
 from workerkit.fork_launcher import ForkLauncher, running_launcher
 from workerkit.loop import Worker, new_worker_id
+from workerkit.remote_datasets import RemoteDatasets
 from workerkit.scratch import scratch_directory
 from workerkit.supervision import Patience
 
@@ -83,7 +84,7 @@ async def run(settings: TrainerSettings) -> None:
             folders={"scratch space": settings.work_dir, "output directory": settings.output_root},
         )
         questions = DataQuestions(launcher)
-        servicer = TrainerServicer(checks, estimator, models, known_datasets, environment, questions)
+        servicer = TrainerServicer(checks, estimator, models, known_datasets, environment, questions, Turns())
         servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         patience = Patience(settings.stall_seconds, settings.stop_grace_seconds)
         shop = Workshop(store, launcher, checks, estimator, DevicePool(), settings.output_root, patience)
