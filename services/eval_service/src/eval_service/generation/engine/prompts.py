@@ -1,0 +1,62 @@
+"""A conversation as the model was taught to read it: its own chat template, or plain text where it has none."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eval_service.generation.engine.errors import ConversationRefused
+from modelkit.datasets import Message
+from modelkit.errors import InvalidTemplate
+from modelkit.templates import ChatTemplate
+
+PROBE: tuple[Message, Message] = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "reply"})
+ROLES = ("system", "user", "assistant")
+
+
+class Prompts:
+    """Writes conversations for a model.
+
+    Without a template the texts of all messages are joined by empty lines, and the model goes on where they end; that
+    is the form of plain-text training.
+    """
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+        self._template = ChatTemplate(template, special_tokens) if template else None
+
+    @property
+    def continues(self) -> bool:
+        """The answer goes on with the text of the conversation, instead of beginning anew."""
+        return self._template is None
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The text that is read. Raises ConversationRefused when the template refuses the conversation."""
+        if self._template is None:
+            return "\n\n".join(message["content"] for message in messages)
+        try:
+            with self._template.time_limit():
+                return self._template.render(messages, add_generation_prompt=True)
+        except InvalidTemplate as error:
+            raise ConversationRefused(
+                f"messages: {error.problems[0].message}", reason="CONVERSATION_DOES_NOT_FIT_TEMPLATE"
+            ) from error
+
+    def after_reply(self) -> str:
+        """What the template writes after a reply; empty without one, and where it refuses."""
+        if self._template is None:
+            return ""
+        try:
+            with self._template.time_limit():
+                return self._template.render(PROBE).rpartition(PROBE[1]["content"])[2]
+        except InvalidTemplate:
+            return ""
+
+
+def end_tokens(
+    configured: Sequence[Any], prompts: Prompts, encode: Callable[[str], list[int]], special: Callable[[int], bool]
+) -> frozenset[int]:
+    """Tokens that end an answer: those that are configured (numbers, lists of them, or None), and the special token
+    that the template puts after a reply."""
+    ends: set[int] = set()
+    for entry in configured:
+        ends.update(map(int, entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]))
+    after = encode(prompts.after_reply().lstrip()) if prompts.after_reply() else []
+    return frozenset(ends | {token for token in after[:1] if special(token)})

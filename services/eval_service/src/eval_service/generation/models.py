@@ -1,0 +1,241 @@
+"""The models in memory: loaded when they are asked for; the least recently used is ended when room is needed."""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval_service.generation.process import Launcher, ModelProcess
+from eval_service.generation.progress import Progress
+from servicekit.errors import ResourceExhausted
+
+logger = logging.getLogger(__name__)
+
+MOST_ADAPTERS = 16
+NEWS_SECONDS = 0.1
+NEARLY_DONE = 99.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """memory is for all models together, in bytes. An idle model is ended after idle_seconds. Of one model at_once
+    answers are in the making at the same time, and queue more may wait. context is the longest conversation, in tokens.
+    """
+
+    memory: int
+    idle_seconds: float
+    at_once: int
+    queue: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A model to load: job is what its process is told, needed an estimate of its memory in bytes."""
+
+    key: str
+    name: str
+    job: Mapping[str, Any]
+    needed: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    base: Base
+    loading: "asyncio.Task[ModelProcess]"
+    progress: Progress
+    users: int = 0
+    used: float = field(default_factory=time.time)
+    expiry: asyncio.TimerHandle | None = None
+    adapters: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
+
+    @property
+    def process(self) -> ModelProcess | None:
+        """The process once it is there and has loaded the model."""
+        loaded = self.loading.done() and not self.loading.cancelled() and not self.loading.exception()
+        return self.loading.result() if loaded else None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that are kept for it."""
+        return max(self.base.needed, self.process.memory if self.process else 0)
+
+
+class LoadedModels:
+    """Keeps processes below `directory`, one for each base model, within the limits."""
+
+    def __init__(self, launcher: Launcher, directory: Path, limits: Limits) -> None:
+        self._launcher = launcher
+        self._directory = directory
+        self._limits = limits
+        self._entries: dict[str, _Entry] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Ends every process."""
+        for entry in list(self._entries.values()):
+            self._end(entry)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def memory_of(self, key: str) -> int:
+        """Bytes that a model takes, 0 when it is not loaded."""
+        entry = self._entries.get(key)
+        return entry.process.memory if entry and entry.process else 0
+
+    def holds(self, key: str, variant: str = "") -> bool:
+        """Whether a model, or an adapter of it, is in memory."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.process is not None and (not variant or variant in entry.adapters)
+
+    def admit(self, key: str) -> None:
+        """Raises ResourceExhausted when as many answers of a model are asked for as may be."""
+        entry = self._entries.get(key)
+        at_once = entry.process.at_once if entry and entry.process else self._limits.at_once
+        if entry is not None and entry.users >= at_once + self._limits.queue:
+            raise ResourceExhausted(
+                f"{entry.users} answers of this model are being written or waited for, the most there may be; try again",
+                reason="GENERATION_QUEUE_FULL",
+            )
+
+    @contextlib.asynccontextmanager
+    async def held(self, base: Base, progress: Progress) -> AsyncIterator[ModelProcess]:
+        """The process of a model, which is not ended as long as the context lasts.
+
+        Raises ResourceExhausted when there is no room for it or too many wait, and what loading it raises.
+        """
+        self.admit(base.key)
+        entry = self._entries.get(base.key) or self._load(base)
+        entry.users += 1
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        try:
+            while not entry.loading.done():
+                progress.phase, progress.percent = entry.progress.phase, entry.progress.percent
+                await asyncio.wait((entry.loading,), timeout=NEWS_SECONDS)
+            yield await asyncio.shield(entry.loading)
+        finally:
+            entry.users -= 1
+            entry.used = time.time()
+            if not entry.users:
+                loop = asyncio.get_running_loop()
+                entry.expiry = loop.call_later(self._limits.idle_seconds, self._end, entry)
+
+    async def variant(self, base: Base, process: ModelProcess, name: str, directory: Path) -> None:
+        """Brings an adapter into the memory of a model that is held; the oldest ones leave.
+
+        Raises FailedPrecondition when it does not fit the model.
+        """
+        await process.add(name, directory)
+        if (entry := self._entries.get(base.key)) is None or entry.process is not process:
+            return
+        adapters = entry.adapters
+        adapters[name] = None
+        adapters.move_to_end(name)
+        while len(adapters) > MOST_ADAPTERS:
+            process.remove(adapters.popitem(last=False)[0])
+
+    def touch(self, base: Base, variant: str) -> None:
+        """Notes that an adapter is used."""
+        if (entry := self._entries.get(base.key)) is not None and variant in entry.adapters:
+            entry.adapters.move_to_end(variant)
+
+    def _load(self, base: Base) -> _Entry:
+        ended = self._make_room(base)
+        progress = Progress("waiting for memory" if ended else "loading model")
+        entry = _Entry(base, asyncio.create_task(self._start(base, ended, progress)), progress)
+        self._entries[base.key] = entry
+        entry.loading.add_done_callback(lambda task: self._started(entry, task))
+        return entry
+
+    def _make_room(self, base: Base) -> "list[asyncio.Task[None]]":
+        """Ends idle models until a new one fits; what is still ending is returned.
+
+        Raises ResourceExhausted, and ends nothing, when it does not fit.
+        """
+        limit = self._limits.memory
+        if base.needed > limit:
+            raise ResourceExhausted(
+                f"{base.name} needs about {_size(base.needed)} of memory and all models together may take "
+                f"{_size(limit)}; raise TUNESMITH_GENERATION_MEMORY_BYTES, or use a smaller or quantized model",
+                reason="MODEL_TOO_LARGE",
+            )
+        busy = sum(entry.memory for entry in self._entries.values() if entry.users)
+        if base.needed + busy > limit:
+            raise ResourceExhausted(
+                f"{base.name} needs about {_size(base.needed)} of memory; models that are answering take "
+                f"{_size(busy)} of {_size(limit)}. Try again when they have finished",
+                reason="MEMORY_BUSY",
+            )
+        idle = sorted((entry for entry in self._entries.values() if not entry.users), key=lambda entry: entry.used)
+        taken = sum(entry.memory for entry in self._entries.values())
+        for entry in idle:
+            if base.needed + taken <= limit:
+                break
+            taken -= entry.memory
+            logger.info("ending the model %s: its memory is needed for %s", entry.base.name, base.name)
+            self._end(entry)
+        return list(self._ending)
+
+    async def _start(self, base: Base, ended: "list[asyncio.Task[None]]", progress: Progress) -> ModelProcess:
+        if ended:
+            await asyncio.gather(*ended, return_exceptions=True)
+            progress.enter("loading model")
+        folder = self._directory / uuid.uuid4().hex
+        process = await ModelProcess.start(self._launcher, folder, base.job)
+        try:
+            while not process.ready.done():
+                await asyncio.wait((process.ready,), timeout=NEWS_SECONDS)
+                progress.percent = min(NEARLY_DONE, 100 * _resident(process.pid) / base.needed)
+            await asyncio.shield(process.ready)
+        except BaseException:
+            process.kill()
+            await asyncio.shield(process.wait())
+            raise
+        return process
+
+    def _started(self, entry: _Entry, task: "asyncio.Task[ModelProcess]") -> None:
+        if task.cancelled() or task.exception():
+            self._forget(entry)
+            return
+        logger.info("loaded %s, %s", entry.base.name, _size(task.result().memory))
+        task.result().gone.add_done_callback(lambda _: self._forget(entry))
+
+    def _forget(self, entry: _Entry) -> None:
+        if self._entries.get(entry.base.key) is entry:
+            del self._entries[entry.base.key]
+
+    def _end(self, entry: _Entry) -> None:
+        self._forget(entry)
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        ending = asyncio.create_task(_ended(entry))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+async def _ended(entry: _Entry) -> None:
+    """Ends a model, loaded or not, and waits until its memory is free."""
+    if entry.process is None:
+        entry.loading.cancel()
+        await asyncio.wait((entry.loading,))
+        return
+    entry.process.kill()
+    await entry.process.wait()
+
+
+def _resident(pid: int) -> int:
+    """Bytes of a process that are in memory; 0 when it has gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = Path(f"/proc/{pid}/statm").read_text().split()
+        return int(pages[1]) * 4096
+    return 0
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
