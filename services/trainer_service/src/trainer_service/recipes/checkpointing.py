@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from modelkit.identity import ORIGIN
 from trainer_service.recipes import randomness
 from trainer_service.recipes.background import Background
 from trainer_service.recipes.bookkeeping import Bookkeeper
@@ -14,7 +15,7 @@ from trainer_service.recipes.checkpoint_files import RNG
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.identity import origin_of
-from trainer_service.recipes.resumption import ORIGIN, rate_ratio, take_over
+from trainer_service.recipes.resumption import rate_ratio, take_over
 from trainer_service.recipes.saving import CheckpointWriter, load_tensors, read_state, weights_of
 from trainer_service.recipes.sharding import spread, take_part
 from trainer_service.recipes.snapshots import Snapshots
@@ -64,6 +65,11 @@ class Checkpoints:
             return
         with suppress(BaseException):  # what ended the training is the cause to tell
             self._background.wait()
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What training is made from; known once the block has ended."""
+        return self._origin
 
     def after_step(self, *, due: bool) -> None:
         """Saves when a checkpoint is due. Raises what an earlier one failed with, and what `save` raises."""

@@ -22,7 +22,7 @@ from trainer_service.recipes.optimizers import Optimisation
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.prefetch import prefetch
 from trainer_service.recipes.preparation import prepare
-from trainer_service.recipes.saving import save_final
+from trainer_service.recipes.saving import Beside, save_final
 from trainer_service.recipes.world import World
 from workerkit.child.events import EventWriter
 from workerkit.child.stopping import StopRequest
@@ -90,8 +90,15 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
         weights = checkpoints.whole_weights()
     if world.leads:
         with optimisation.settled():
-            save_final(model, data.tokenizer, job.output_dir, stored=formats.stored, runs=job.runs, weights=weights)
-            merge_if_asked(job, model, data.tokenizer, events)
+            save_final(
+                model,
+                data.tokenizer,
+                job.output_dir,
+                stored=formats.stored,
+                beside=Beside(runs=job.runs, origin=checkpoints.origin),
+                weights=weights,
+            )
+            merge_if_asked(job, events)
             add_test_rows(job)
         events.done(path=job.output_dir, step=books.step)
     world.wait()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from modelkit.identity import ORIGIN
 from trainer_service.recipes.checkpoint_files import STATE, missing_from
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
@@ -24,7 +25,6 @@ ESSENTIAL = (
 ADAPTER_ONLY = "language_model.lora."
 PLATEAU = "reduce_lr_on_plateau"
 SCHEDULE = "training.lr_scheduler_type"
-ORIGIN = "origin"
 
 
 def require_resumable(job: Job, checkpoint: Path, events: EventWriter) -> None:

@@ -5,13 +5,14 @@ import errno
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
 
+from modelkit.identity import ORIGIN_FILE
 from modelkit.inspection import read_json
 from trainer_service.recipes.adapters import adapter_weights, save_adapter
 from trainer_service.recipes.checkpoint_files import STATE
@@ -48,19 +49,30 @@ def save_tokenizer(tokenizer: Any, directory: Path) -> None:
         path.write_bytes(orjson.dumps(tokenizer.special_tokens_map, option=orjson.OPT_INDENT_2, default=str))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beside:
+    """What lies beside a finished model: TensorBoard files as runs/, and what the model was made from."""
+
+    runs: Path | None = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+NOTHING = Beside()
+
+
 def save_final(
     model: Any,
     tokenizer: Any,
     directory: Path,
     *,
     stored: torch.dtype,
-    runs: Path | None = None,
+    beside: Beside = NOTHING,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes the finished model, which transformers (or PEFT, for an adapter) loads as it is. Raises OSError.
 
-    A whole model is written in the format its base model was stored in; afterwards it has that in memory too. The
-    TensorBoard files of runs are copied to runs/ beside it. weights are those of a model that is spread over processes.
+    A whole model is written in the format its base model was stored in; afterwards it has that in memory too. weights
+    are those of a model that is spread over processes.
     """
 
     def fill(staging: Path) -> None:
@@ -70,8 +82,10 @@ def save_final(
         else:
             whole_model = model if weights is None else plain_model(model, weights)
             save_weights(whole_model.to(stored), staging)
-        if runs and runs.is_dir():
-            shutil.copytree(runs, staging / "runs")
+        if beside.runs and beside.runs.is_dir():
+            shutil.copytree(beside.runs, staging / "runs")
+        if beside.origin:
+            (staging / ORIGIN_FILE).write_bytes(orjson.dumps(beside.origin, option=orjson.OPT_INDENT_2))
 
     write_directory(directory, fill)
 
