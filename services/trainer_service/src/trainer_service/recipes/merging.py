@@ -12,7 +12,8 @@ MERGED = "merged"
 def merge_if_asked(job: Job, events: EventWriter) -> None:
     """Writes the merged model to `<output>/merged` when the job asks for it and has trained an adapter.
 
-    The adapter is read from `<output>`. A merge that fails is told in the log and costs nobody the adapter, which is whole on disk already.
+    The adapter is read from `<output>`. A merge that fails is told in the log and costs nobody the adapter, which is
+    whole on disk already.
     """
     parameters = job.finetune.language_model
     if not parameters.merge_after_training:
