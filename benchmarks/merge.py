@@ -23,7 +23,7 @@ from benchmarks.report import print_table, spread, verdict
 ROUNDS = 5
 FASTER, MEMORY_SHARE = 1.7, 0.25
 MEBIBYTE = 1 << 20
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 1280,
     "intermediate_size": 3584,
@@ -41,7 +41,8 @@ def prepare(base: Path, adapter: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16)
+    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    model = model.to(torch.bfloat16)
     model.save_pretrained(base)
     adapted: Any = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     for name, weight in adapted.named_parameters():
