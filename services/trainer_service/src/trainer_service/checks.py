@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,6 +93,20 @@ class SpecChecks:
     def cache(self) -> DataCache:
         """What was worked out from data."""
         return self._datasets.cache
+
+    @contextlib.contextmanager
+    def holding(self, checked: CheckedSpec) -> Iterator[None]:
+        """Within it, what a checked specification stands for stays in the caches.
+
+        Raises FileNotFoundError when something has left them already: check again, which makes it again.
+        """
+        data = checked.dataset
+        files = [path for path in (data.train, data.validation, data.test) if path] if data else []
+        with contextlib.ExitStack() as held:
+            held.enter_context(self.cache.holding(*files))
+            if self.models.conversions is not None and checked.model_dir is not None:
+                held.enter_context(self.models.conversions.holding(checked.model_dir))
+            yield
 
     def dataset(
         self,

@@ -83,11 +83,13 @@ class Training:
         self._result = ResultStore(shop.store, self._origin, control, lease, reporter, "the model")
         self._output_dir = shop.output_root / self._task.id
         self._estimate: Estimate | None = None
+        self._held = contextlib.ExitStack()  # what a training reads may not leave the caches
 
     async def run(self) -> Ending:
         """How the attempt ended. Raises what nobody expects to go wrong."""
         self._quota.begin(self._task.attempt, self._spec.training)
-        with self._shop.devices.reserved(self._spec.devices.cuda_visible_devices) as devices:
+        reserved = self._shop.devices.reserved(self._spec.devices.cuda_visible_devices)
+        with self._held, reserved as devices:
             return await brought_to_an_end(self._control, self._attempt(devices))
 
     async def _attempt(self, devices: str) -> Ending:
@@ -158,8 +160,13 @@ class Training:
         return checked
 
     async def _check_here(self) -> CheckedSpec:
+        checks = self._shop.checks
         try:
-            return await asyncio.to_thread(self._shop.checks.check, self._task.spec, task_id=self._task.id)
+            while True:
+                checked = await asyncio.to_thread(checks.check, self._task.spec, task_id=self._task.id)
+                with contextlib.suppress(FileNotFoundError):  # what has left a cache meanwhile is made again
+                    self._held.enter_context(checks.holding(checked))
+                    return checked
         except Unimplemented as error:
             raise AttemptError(Failed(error.reason, error.message)) from error
 
