@@ -44,6 +44,7 @@ class Record:
     resume_exact: bool = False
     dependency_outputs: dict[str, str] = field(default_factory=dict)
     allowance: task_service_pb2.CheckpointAllowance | None = None
+    source: task_service_pb2.TaskSource | None = None
 
 
 class Desk(task_service_pb2_grpc.TaskServiceServicer):
@@ -149,6 +150,7 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
             lease_seconds=self.lease_seconds,
             dependency_outputs=record.dependency_outputs,
             allowance=record.allowance,
+            source=record.source,
         )
 
     async def HeartbeatTask(self, request: Any, context: Any) -> task_service_pb2.HeartbeatTaskResponse:

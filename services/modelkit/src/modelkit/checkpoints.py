@@ -5,7 +5,7 @@ The manifest is canonical JSON (sorted keys, no spaces) with its own hash inside
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,8 +99,8 @@ def write_manifest(directory: Path, *, base_model: str, attempt: int, step: int)
     return manifest
 
 
-def verify(directory: Path) -> Manifest:
-    """Compares every file with the manifest beside it.
+def verify(directory: Path, wanted: Callable[[str], bool] = lambda _: True) -> Manifest:
+    """Compares every file, of some only those whose path is wanted, with the manifest beside it.
 
     Raises InvalidCheckpoint naming each file that is missing, of another size or of another content.
     """
@@ -108,20 +108,20 @@ def verify(directory: Path) -> Manifest:
         manifest = Manifest.from_json((directory / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise _damaged([f"{directory} has no {MANIFEST}; it was never finished"]) from None
-    sizes = {file.path: _size(directory / file.path) for file in manifest.files}
-    problems = dict(_compare_sizes(manifest, sizes))
-    sound = [file for file in manifest.files if file.path not in problems]
+    files = [file for file in manifest.files if wanted(file.path)]
+    problems = dict(_compare_sizes(files, {file.path: _size(directory / file.path) for file in files}))
+    sound = [file for file in files if file.path not in problems]
     for entry, found in zip(sound, _hash_all(directory, [file.path for file in sound]), strict=True):
         if found.sha256 != entry.sha256:
             problems[entry.path] = f"{entry.path} is damaged: its content does not have the SHA-256 it was saved with"
     if problems:
-        raise _damaged([problems[file.path] for file in manifest.files if file.path in problems])
+        raise _damaged([problems[file.path] for file in files if file.path in problems])
     return manifest
 
 
 def verify_listing(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     """Compares a listing (relative path: size) with a manifest. Raises InvalidCheckpoint naming the files."""
-    if problems := dict(_compare_sizes(manifest, {file.path: sizes.get(file.path) for file in manifest.files})):
+    if problems := dict(_compare_sizes(manifest.files, sizes)):
         raise _damaged(list(problems.values()))
 
 
@@ -141,9 +141,9 @@ def _hash_all(directory: Path, paths: list[str]) -> Iterable[FileEntry]:
         return list(pool.map(entry, paths))
 
 
-def _compare_sizes(manifest: Manifest, sizes: Mapping[str, int | None]) -> Iterable[tuple[str, str]]:
-    for file in manifest.files:
-        size = sizes[file.path]
+def _compare_sizes(files: Iterable[FileEntry], sizes: Mapping[str, int | None]) -> Iterable[tuple[str, str]]:
+    for file in files:
+        size = sizes.get(file.path)
         if size is None:
             yield file.path, f"{file.path} is missing"
         elif size < file.size:

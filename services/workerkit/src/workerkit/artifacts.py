@@ -86,8 +86,15 @@ class Stored:
     manifest_sha256: str
 
 
-async def fetch(store: ObjectStore, prefix: str, directory: Path, *, manifest_sha256: str = "") -> Manifest:
-    """Brings a stored directory here and verifies every file.
+async def fetch(
+    store: ObjectStore,
+    prefix: str,
+    directory: Path,
+    *,
+    manifest_sha256: str = "",
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> Manifest:
+    """Brings a stored directory here, or those of its files whose path is wanted, and verifies every file it brings.
 
     Raises ArtifactDamaged naming the files that are missing or differ, what the store raises when it cannot be read,
     and OSError.
@@ -100,11 +107,13 @@ async def fetch(store: ObjectStore, prefix: str, directory: Path, *, manifest_sh
     try:
         manifest = Manifest.from_json(content)
         for file in manifest.files:
+            if not wanted(file.path):
+                continue
             try:
                 await store.get_file(f"{prefix}/{file.path}", directory / file.path)
             except NotFound:
                 raise ArtifactDamaged(f"{file.path} is missing from the store") from None
-        return await asyncio.to_thread(verify, directory)
+        return await asyncio.to_thread(verify, directory, wanted)
     except InvalidCheckpoint as error:
         raise ArtifactDamaged(str(error)) from None
 
