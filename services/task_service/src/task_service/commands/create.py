@@ -1,10 +1,9 @@
 """Use case: create a task, exactly once for each request id."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,19 +13,15 @@ from servicekit.identity import Principal
 from task_service.availability import require_available
 from task_service.commands.core import Core
 from task_service.commands.create_checks import dependency_problems, text_problems, waits
+from task_service.commands.new_task import NewTask
 from task_service.commands.recorder import Recorder
 from task_service.commands.repair import without_violations
 from task_service.convert import task_message
-from task_service.database import lifecycles
-from task_service.database.access import current_time
-from task_service.database.listing import label_digest
-from task_service.database.models import TaskDependencyRow, TaskLabelRow, TaskRow, TaskSpecRow, UserRow
+from task_service.database.models import TaskRow
 from task_service.database.tasks import TaskRepository
 from task_service.datasets.use import dataset_problems, use_dataset
-from task_service.defaults import Sources, fill
-from task_service.domain.lifecycle import Lifecycle, State
-from task_service.events import KIND_WORDS
-from task_service.ids import new_id
+from task_service.defaults import fill
+from task_service.domain.lifecycle import Lifecycle
 from task_service.quotas.admission import require_quota
 from task_service.sources.use import Plan, plan_source, share_tasks, use_source
 from task_service.sources.wish import source_wish
@@ -34,10 +29,6 @@ from task_service.spec_check import Metadata, SpecChecker
 from task_service.templates.applying import apply_template, template_misfits
 from task_service.templates.use_cases import Templates
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
-
-DEFAULT_POOL = "default"
-
-_KIND_OF_WORD = {word: kind for kind, word in KIND_WORDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +61,12 @@ class CreateTask:
         spec = spec_pb2.TaskSpec()
         spec.CopyFrom(request.spec)
         sources = fill(spec, request.default_fields, template_fields)
+        new = NewTask(principal.user, request, spec, sources, fingerprint)
         if request.validate_only:
             async with self.core.database.caller(), self.core.database.reading(single_statement=True) as session:
                 await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
-            return _preview(principal, request, spec, sources, _depends_on(request, plan))
-        return await self._create(principal, request, spec, sources, fingerprint)
+            return new.preview(_depends_on(request, plan))
+        return await self._create(principal, new)
 
     async def _with_template(
         self, principal: Principal, request: task_service_pb2.CreateTaskRequest
@@ -132,34 +124,10 @@ class CreateTask:
         except Unimplemented as error:
             return [Problem("spec", error.message)]
 
-    async def _create(
-        self,
-        principal: Principal,
-        request: task_service_pb2.CreateTaskRequest,
-        spec: spec_pb2.TaskSpec,
-        sources: Sources,
-        fingerprint: str,
-    ) -> task_pb2.Task:
+    async def _create(self, principal: Principal, new: NewTask) -> task_pb2.Task:
         async def transaction(session: AsyncSession) -> task_pb2.Task:
-            existing = await _made_before(session, principal, request, fingerprint)
-            if existing is not None:
-                return existing
-            await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
-            wish = source_wish(spec)
-            rows = await share_tasks(session, principal, {*request.depends_on, *([wish.task_id] if wish else [])})
-            plan = await plan_source(session, principal, spec, request.depends_on)
-            if plan is not None and plan.problems:
-                raise InvalidArgument(problems=plan.problems)
-            depends_on = _depends_on(request, plan)
-            blocked = waits(depends_on, rows)
-            row = await _insert(session, principal, request, spec, sources, fingerprint, depends_on)
-            await use_dataset(session, principal, row, spec, plan.source if plan else None)
-            if plan is not None:
-                use_source(session, row, plan)
-            recorder = Recorder(session, self.core.outbox, row.create_time)
-            lifecycle = Lifecycle(blocked=blocked)
-            await recorder.apply(row, lifecycle, lifecycle.created())
-            return await recorder.message(row)
+            existing = await _made_before(session, principal, new.request, new.fingerprint)
+            return existing or await self._insert(session, principal, new)
 
         try:
             async with self.core.database.caller():
@@ -167,12 +135,32 @@ class CreateTask:
         except IntegrityError:
             # Another call with the same request id committed first.
             async with self.core.database.reading() as session:
-                existing = await _made_before(session, principal, request, fingerprint)
+                existing = await _made_before(session, principal, new.request, new.fingerprint)
             if existing is None:
                 raise
             return existing
         self.core.outbox.wake()
         return task
+
+    async def _insert(self, session: AsyncSession, principal: Principal, new: NewTask) -> task_pb2.Task:
+        """Records a task. Raises InvalidArgument or FailedPrecondition for what has changed since it was checked."""
+        request, spec = new.request, new.spec
+        await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
+        wish = source_wish(spec)
+        rows = await share_tasks(session, principal, {*request.depends_on, *([wish.task_id] if wish else [])})
+        plan = await plan_source(session, principal, spec, request.depends_on)
+        if plan is not None and plan.problems:
+            raise InvalidArgument(problems=plan.problems)
+        depends_on = _depends_on(request, plan)
+        blocked = waits(depends_on, rows)
+        row = await new.insert(session, depends_on)
+        await use_dataset(session, principal, row, spec, plan.source if plan else None)
+        if plan is not None:
+            use_source(session, row, plan)
+        recorder = Recorder(session, self.core.outbox, row.create_time)
+        lifecycle = Lifecycle(blocked=blocked)
+        await recorder.apply(row, lifecycle, lifecycle.created())
+        return await recorder.message(row)
 
 
 def request_fingerprint(request: task_service_pb2.CreateTaskRequest) -> str:
@@ -217,90 +205,3 @@ def _as_checked(spec: spec_pb2.TaskSpec) -> spec_pb2.TaskSpec:
     filled.CopyFrom(spec)
     fill(filled, ())
     return filled
-
-
-async def _insert(
-    session: AsyncSession,
-    principal: Principal,
-    request: task_service_pb2.CreateTaskRequest,
-    spec: spec_pb2.TaskSpec,
-    sources: Sources,
-    fingerprint: str,
-    depends_on: Sequence[str],
-) -> TaskRow:
-    owner_number = await _user_number(session, principal.user)
-    now = await current_time(session)
-    row = TaskRow(
-        id=new_id(),
-        owner=principal.user,
-        name=request.name,
-        description=request.description,
-        kind=_KIND_OF_WORD[spec.WhichOneof("work") or ""],
-        base_model=spec.finetune.base_model,
-        pool=request.pool or DEFAULT_POOL,
-        request_id=request.request_id or None,
-        request_hash=fingerprint,
-        state=State.PENDING.value,
-        create_time=now,
-        update_time=now,
-    )
-    lifecycles.store(Lifecycle(), row)
-    session.add(row)
-    await session.flush()
-    session.add(
-        TaskSpecRow(
-            task_number=row.number,
-            spec=spec.SerializeToString(),
-            parameter_sources=sources,
-            labels=dict(request.labels),
-            depends_on=list(depends_on),
-            owner_number=owner_number,
-        )
-    )
-    session.add_all(
-        TaskLabelRow(task_number=row.number, digest=label_digest(key, value)) for key, value in request.labels.items()
-    )
-    session.add_all(
-        TaskDependencyRow(task_number=row.number, position=position, depends_on=task_id)
-        for position, task_id in enumerate(depends_on)
-    )
-    await session.flush()
-    return row
-
-
-async def _user_number(session: AsyncSession, name: str) -> int:
-    """The number of a user, given at the first task."""
-    wanted = select(UserRow.number).where(UserRow.name == name)
-    number = await session.scalar(wanted)
-    if number is None:
-        try:
-            async with session.begin_nested():
-                await session.execute(insert(UserRow).values(name=name))
-        except IntegrityError:
-            pass  # the user's other first task was faster
-        number = (await session.scalars(wanted)).one()
-    return number
-
-
-def _preview(
-    principal: Principal,
-    request: task_service_pb2.CreateTaskRequest,
-    spec: spec_pb2.TaskSpec,
-    sources: Sources,
-    depends_on: Sequence[str],
-) -> task_pb2.Task:
-    task = task_pb2.Task(
-        name=request.name,
-        description=request.description,
-        owner=principal.user,
-        kind=_KIND_OF_WORD[spec.WhichOneof("work") or ""],
-        spec=spec,
-        state=task_pb2.STATE_PENDING,
-        run=1,
-        depends_on=depends_on,
-        labels=request.labels,
-        pool=request.pool or DEFAULT_POOL,
-    )
-    for path, source in sources.items():
-        task.parameter_sources[path] = task_pb2.ParameterSource.ValueType(source)
-    return task
