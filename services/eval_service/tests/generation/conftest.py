@@ -43,7 +43,7 @@ def build_adapter(directory: Path, base: Path, *, seed: int, **options: Any) -> 
             load_model(base, dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM", **settings)
         )
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape) * 0.3)
     with warnings.catch_warnings():

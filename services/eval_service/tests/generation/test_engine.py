@@ -1,10 +1,11 @@
-"""What a model's process writes is what transformers would, whatever was asked before and whatever goes on beside it."""
+"""What a model's process writes is what transformers would, whatever was asked before and goes on beside it."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
 from eval_service.generation.engine.answers import Answer, Wish
 from eval_service.generation.engine.base_engine import CHUNK, BaseEngine
 from eval_service.generation.engine.errors import ConversationRefused

@@ -78,10 +78,9 @@ class StoredFiles:
             self._fetches[key] = _Fetch(task, shared)
             task.add_done_callback(lambda _: self._fetches.pop(key, None))
         fetch = self._fetches[key]
-        progress.enter(fetch.progress.phase)
         while not fetch.task.done():
+            progress.follow(fetch.progress)
             await asyncio.wait((fetch.task,), timeout=NEWS_SECONDS)
-            progress.percent = fetch.progress.percent
         return await fetch.task
 
     async def _fetch(self, key: str, stored: Stored, wanted: Sequence[FileEntry], progress: Progress) -> Path:

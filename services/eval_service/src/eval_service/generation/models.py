@@ -99,7 +99,7 @@ class LoadedModels:
         at_once = entry.process.at_once if entry and entry.process else self._limits.at_once
         if entry is not None and entry.users >= at_once + self._limits.queue:
             raise ResourceExhausted(
-                f"{entry.users} answers of this model are being written or waited for, the most there may be; try again",
+                f"{entry.users} answers of this model are being written or waited for; more may not be. Try later",
                 reason="GENERATION_QUEUE_FULL",
             )
 
@@ -116,7 +116,7 @@ class LoadedModels:
             entry.expiry.cancel()
         try:
             while not entry.loading.done():
-                progress.phase, progress.percent = entry.progress.phase, entry.progress.percent
+                progress.follow(entry.progress)
                 await asyncio.wait((entry.loading,), timeout=NEWS_SECONDS)
             yield await asyncio.shield(entry.loading)
         finally:

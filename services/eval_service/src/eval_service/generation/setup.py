@@ -1,0 +1,46 @@
+"""Wiring of live generation."""
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval_service.generation.files import StoredFiles
+from eval_service.generation.generation import Generation
+from eval_service.generation.models import LoadedModels
+from eval_service.generation.preparation import Preparation
+from eval_service.generation.process import Launcher
+from eval_service.generation.settings import GenerationSettings
+from modelkit.base_models import BaseModels
+from modelkit.datasets import DataCache
+from servicekit.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from tunesmith.task.v1 import task_service_pb2_grpc
+
+PRELOAD = "eval_service.generation.preload"
+PROCESSES, CACHE = "generating", "generation-cache"
+
+
+@contextlib.asynccontextmanager
+async def running_generation(
+    settings: GenerationSettings,
+    work_dir: Path,
+    *,
+    tasks: "task_service_pb2_grpc.TaskServiceAsyncStub",
+    store: ObjectStore,
+    base_models: BaseModels,
+    launcher: Launcher,
+) -> AsyncIterator[Generation]:
+    """Generation below a work directory that is this process's own; its models are ended with the context."""
+    limits = settings.generation_limits()
+    processes = work_dir / PROCESSES
+    shutil.rmtree(processes, ignore_errors=True)
+    files = StoredFiles(store, DataCache(work_dir / CACHE, settings.generation_cache_bytes))
+    models = LoadedModels(launcher, processes, limits)
+    try:
+        yield Generation(tasks, Preparation(files, base_models, limits), models)
+    finally:
+        await models.close()
+        await files.close()
