@@ -1,5 +1,6 @@
 """A small HTTP server with the routes that the SDK needs, which fails on command."""
 
+import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
 
@@ -24,7 +25,8 @@ class Server:
 
     faults are taken one per request: an HTTP status, "drop", or "drop after". connections are taken one per stream: how
     many events it gets, and then "end", "error", "break", "half" (of an event), "close" or "hold". answers are
-    documents by verb and path, for example "GET /v1/quota".
+    documents by verb and path, for example "GET /v1/quota". files are sent by their path, in ranges if they are asked
+    for so and their ETag is that of If-Range; cuts are taken one per file: how many of its bytes get through.
     """
 
     url: str = ""
@@ -37,6 +39,8 @@ class Server:
     last_event_ids: list[str] = field(default_factory=list)
     hold: Event = field(default_factory=Event)
     answers: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
 
     @property
     def config(self) -> Config:
@@ -86,8 +90,10 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(fault, error_body(fault, "UNAVAILABLE" if fault == 503 else "INTERNAL", "try again"))
         elif self.headers.get("authorization") != f"Bearer {TOKEN}":
             self._answer(401, error_body(401, "UNAUTHENTICATED", "the token is not valid"))
-        elif url.path.endswith((":watch", "log:tail")):
+        elif url.path.endswith((":watch", "log:tail")) or url.path == "/v1/generate":
             self._stream()
+        elif unquote(url.path) in state.files:
+            self._file(state.files[unquote(url.path)])
         else:
             status, document = self._route(url.path, query, body)
             if fault == "drop after":
@@ -108,6 +114,21 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _file(self, content: bytes) -> None:
+        """Sends a file from where its range begins, as far as this connection goes."""
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        asked = self.headers.get("range") if self.headers.get("if-range", etag) == etag else None
+        rest = content[int(asked.removeprefix("bytes=").rstrip("-")) :] if asked else content
+        self.send_response(206 if asked else 200)
+        self.send_header("etag", etag)
+        self.send_header("content-length", str(len(rest)))
+        self.end_headers()
+        cut = self.server_state.cuts.pop(0) if self.server_state.cuts else len(rest)
+        self.wfile.write(rest[:cut])
+        if cut < len(rest):
+            self.wfile.flush()
+            self._drop()
 
     def _route(self, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         state = self.server_state

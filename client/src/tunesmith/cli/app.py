@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from tunesmith.cli.chat_words import GENERATION_PARAMETERS, chat
 from tunesmith.cli.datasets_words import datasets
+from tunesmith.cli.evaluations_words import EVALUATION_PARAMETERS, evaluate, evaluations
+from tunesmith.cli.exports_words import export, exports
 from tunesmith.cli.group import Root
 from tunesmith.cli.options import (
     PARAMETERS,
@@ -14,6 +17,7 @@ from tunesmith.cli.options import (
     DataDir,
     DatasetId,
     Json,
+    Limit,
     Method,
     Objective,
     OutputDir,
@@ -32,7 +36,7 @@ app = typer.Typer(
     cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Tunesmith fine-tunes models: start the platform, submit training, watch it.",
+    help="Tunesmith fine-tunes models: start the platform, train, evaluate, talk to the result, export it.",
 )
 tasks = typer.Typer(no_args_is_help=True, help="List, watch and steer tasks.")
 models = typer.Typer(no_args_is_help=True, help="List base models, make small ones to try things with.")
@@ -40,7 +44,12 @@ app.add_typer(tasks, name="tasks")
 app.add_typer(models, name="models")
 app.add_typer(datasets, name="datasets")
 app.add_typer(templates, name="templates")
+app.add_typer(evaluations, name="evaluations")
+app.add_typer(exports, name="exports")
 app.command(epilog=f"Parameters for --set: {PARAMETERS}")(estimate)
+app.command(epilog=f"Parameters for --set: {EVALUATION_PARAMETERS}, weight_NAME of a score")(evaluate)
+app.command()(export)
+app.command(epilog=f"Parameters for --set: {GENERATION_PARAMETERS}")(chat)
 app.command()(environment)
 app.command()(quota)
 app.command()(parameters)
@@ -136,8 +145,11 @@ def issue_token(
 @tasks.command("list")
 def list_tasks(
     states: Annotated[list[str] | None, typer.Option("--state", help="Only this state. Repeatable.")] = None,
+    kind: Annotated[
+        Literal["finetune", "evaluate", "export"] | None, typer.Option(help="Only this kind of work.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Only names that contain this.", show_default=False)] = "",
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    limit: Limit = 50,
     json: Json = False,
     url: Url = None,
     token: Token = None,
@@ -147,7 +159,7 @@ def list_tasks(
     from tunesmith.cli.commands import Session
 
     with Session(url, token, data_dir, json=json) as session:
-        session.list_tasks(states or [], name, limit)
+        session.list_tasks(states or [], kind or "", name, limit)
 
 
 @tasks.command()

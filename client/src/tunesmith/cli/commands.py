@@ -2,16 +2,17 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.table import Table
 
 from tunesmith.cli import text
 from tunesmith.cli.failures import INTERRUPTED, TASK_FAILED, UsageProblem
@@ -22,6 +23,8 @@ from tunesmith.client import Client, discover
 from tunesmith.task.v1 import task_pb2
 from tunesmith.task.v1.task_pb2 import LogLine, Task
 from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
+
+M = TypeVar("M", bound=Message)
 
 RETRIES = 4  # somebody waits at the terminal
 WIDE = 240  # where no terminal limits it
@@ -69,21 +72,26 @@ class Session:
         else:
             print(f"{task.id} {text.state_word(task.state)} {text.harmless(task.name)}", flush=True)
 
-    def list_tasks(self, states: list[str], name: str, limit: int) -> None:
+    def listed(self, found: Sequence[M], table: Callable[[list[M]], Table], nothing: str) -> None:
+        """Prints messages as a table, or says that there are none."""
+        if self.json:
+            print(json_module.dumps([json_module.loads(as_json(item)) for item in found], ensure_ascii=False))
+        elif found:
+            self.console.print(table(list(found)))
+        else:
+            self.console.print(nothing)
+
+    def list_tasks(self, states: list[str], kind: str, name: str, limit: int) -> None:
         """Prints tasks, newest first."""
         request = ListTasksRequest(name_contains=name, states=[_state(word) for word in states])
+        request.kinds.extend([task_pb2.Kind.Value(f"KIND_{kind.upper()}")] if kind else [])
         found: list[Task] = []
         request.page_size = min(limit, 1000)
         for task in self.tasks.list(request):
             found.append(task)
             if len(found) == limit:
                 break
-        if self.json:
-            print(json_module.dumps([json_module.loads(as_json(task)) for task in found], ensure_ascii=False))
-        elif found:
-            self.console.print(task_table(found))
-        else:
-            self.console.print("no tasks")
+        self.listed(found, task_table, "no tasks")
 
     def show(self, task_id: str) -> None:
         """Prints the page of a task."""

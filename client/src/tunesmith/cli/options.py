@@ -40,6 +40,7 @@ DataDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many, newest first.")]
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Id of the task.", show_default=False)]
 TaskIds = Annotated[list[str], typer.Argument(metavar="TASK...", help="Ids of the tasks.", show_default=False)]
 

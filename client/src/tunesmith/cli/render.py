@@ -14,7 +14,7 @@ from tunesmith.task.v1.task_pb2 import Checkpoint, Task
 
 def task_table(tasks: Iterable[Task]) -> Table:
     """One row for each task."""
-    names = ("name", "state", "done", "step", "loss", "base model", "created")
+    names = ("name", "kind", "state", "done", "step", "loss", "base model", "created")
     columns: list[Column | str] = ["#", Column("id", no_wrap=True, min_width=26), *names]
     table = Table(*columns, box=None, pad_edge=False)
     for task in tasks:
@@ -23,6 +23,7 @@ def task_table(tasks: Iterable[Task]) -> Table:
             str(task.number),
             task.id,
             Text(text.harmless(task.name)),
+            task.spec.WhichOneof("work") or "",
             Text(text.state_word(task.state), style=text.STYLES.get(task.state, "")),
             f"{progress.percent:.0f} %",
             f"{progress.step}/{progress.total_steps}" if progress.total_steps else "",
@@ -59,6 +60,7 @@ def _facts(task: Task) -> Table:
         "phase": progress.phase,
         "time left": text.duration(left) if left else "",
         "attempt, run": f"{task.attempt}, {task.run}",
+        "starts from": task.spec.evaluate.source_task_id or task.spec.export.source_task_id,
         "base model": task.spec.finetune.base_model,
         "dataset": str(next(iter(MessageToDict(task.spec.finetune.dataset).values()), "")),
         "metrics": ", ".join(f"{name} {text.number(value)}" for name, value in sorted(task.metrics.items())),
@@ -86,9 +88,7 @@ def _parameters(task: Task) -> Table | None:
     for path, source in sorted(task.parameter_sources.items()):
         word = task_pb2.ParameterSource.Name(source).removeprefix("PARAMETER_SOURCE_").lower()
         style = "bold" if word != "default" else ""
-        table.add_row(
-            path.removeprefix("finetune."), Text(text.harmless(str(values.get(path, "")))), Text(word, style=style)
-        )
+        table.add_row(path.partition(".")[2], Text(text.harmless(str(values.get(path, "")))), Text(word, style=style))
     return table if table.row_count else None
 
 

@@ -29,6 +29,11 @@ def harmless(text: str) -> str:
     return "".join(c if c == "\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "�" for c in text)
 
 
+def harmless_lines(text: str) -> str:
+    """Text of several lines, each of them harmless."""
+    return "\n".join(harmless(line) for line in text.split("\n"))
+
+
 def duration(seconds: float) -> str:
     """For example "1:05:09" or "3:07"."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)

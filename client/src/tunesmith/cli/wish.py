@@ -1,5 +1,6 @@
 """What somebody wants to train, as the options of `train` and `estimate` say it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,19 +64,25 @@ class Wish:
 
     def _parameters(self, problems: list[str]) -> dict[str, str]:
         """The parameters by name; adds what is no name=value and what is said twice in two ways."""
-        settings: dict[str, str] = {}
-        for pair in self.settings:
-            name, equals, value = pair.partition("=")
-            if not equals or not name or not value:
-                problems.append(f"--set {pair}: write --set name=value")
-            elif name in settings and settings[name] != value:
-                problems.append(f"--set {name}: given twice, as {settings[name]} and {value}")
-            settings[name.strip()] = value.strip()
+        settings = named_settings(self.settings, problems)
         objective = OBJECTIVES[self.objective] if self.objective else None
         for option, word in (("method", self.method), ("objective", objective)):
             if word is not None and settings.setdefault(option, word).lower() != word:
                 problems.append(f"--{option} {word} and --set {option}={settings[option]} disagree")
         return settings
+
+
+def named_settings(pairs: Iterable[str], problems: list[str]) -> dict[str, str]:
+    """The values of NAME=VALUE pairs; adds what is no such pair and what is said twice in two ways."""
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            problems.append(f"--set {pair}: write --set name=value")
+        elif name in settings and settings[name] != value:
+            problems.append(f"--set {name}: given twice, as {settings[name]} and {value}")
+        settings[name.strip()] = value.strip()
+    return settings
 
 
 def local_path(text: str) -> str:

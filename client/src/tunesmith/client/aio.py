@@ -11,8 +11,9 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from google.protobuf.message import Message
 
-from tunesmith.client import operations, resources
+from tunesmith.client import evaluation, export, generation, operations, resources
 from tunesmith.client.config import Config, discover
+from tunesmith.client.downloading import Download, target_file
 from tunesmith.client.errors import ApiError
 from tunesmith.client.exchange import Exchange, Operation, Subscription
 from tunesmith.client.uploading import Progress, dataset_upload, ignore, sent_in_threads
@@ -60,6 +61,30 @@ class _Caller:
                     yield message
         finally:
             await response.aclose()
+
+    async def _fetch(self, download: Download, progress: Progress) -> Path:
+        await asyncio.to_thread(download.prepare)
+        while True:
+            try:
+                if not download.finished:
+                    await self._fetch_rest(download, progress)
+            except (httpx.TransportError, ApiError) as failure:
+                await asyncio.sleep(download.pause(failure))
+                continue
+            if await asyncio.to_thread(download.complete):
+                return download.target
+
+    async def _fetch_rest(self, download: Download, progress: Progress) -> None:
+        response = await self._http.send(download.build(self._http), stream=True)
+        try:
+            with download.open(response, b"" if response.is_success else await response.aread()) as file:
+                async for block in response.aiter_bytes():
+                    await asyncio.to_thread(file.write, block)
+                    download.received()
+                    progress(file.tell(), download.size)
+        finally:
+            await response.aclose()
+        download.finished = True
 
 
 def _call(build: Callable[P, Operation[R, T]]) -> Callable[Concatenate[_Caller, P], Awaitable[T]]:
@@ -143,6 +168,39 @@ class AsyncTemplates(_Caller):
     delete = _call(resources.delete_template)
 
 
+class AsyncEvaluations(_Caller):
+    """Calls about evaluations; see tunesmith.client.evaluation. One begins as a task: tasks.create."""
+
+    get = _call(evaluation.get_evaluation)
+    list_page = _call(evaluation.list_evaluations)
+    scores = _call(evaluation.list_scores)
+
+    async def download(self, task_id: str, name: str, path: Path | str, *, progress: Progress = ignore) -> Path:
+        """Fetches a file of a report into a file or directory; where it lies then."""
+        file = Download(evaluation.report_path(task_id, name), target_file(path, name), self._config)
+        return await self._fetch(file, progress)
+
+
+class AsyncExports(_Caller):
+    """Calls about exports; see tunesmith.client.export. One begins as a task: tasks.create."""
+
+    get = _call(export.get_export)
+    list_page = _call(export.list_exports)
+    formats = _call(export.list_formats)
+
+    async def download(self, task_id: str, name: str, path: Path | str, *, progress: Progress = ignore) -> Path:
+        """Fetches a file of an export into a file or directory; where it lies then. No name means the only file.
+
+        What has come of it before, in the file with the ending .part, is not fetched again; the whole is verified.
+        progress is called with the bytes that are there and the file's size.
+        """
+        found = export.named(await self.get(task_id), name)
+        target = target_file(path, found.name)
+        address = export.artifact_path(task_id, found.name)
+        file = Download(address, target, self._config, sha256=found.sha256, size=found.size)
+        return await self._fetch(file, progress)
+
+
 class AsyncClient(_Caller):
     """The platform, for asyncio programs; close it or use it as a context manager.
 
@@ -156,6 +214,8 @@ class AsyncClient(_Caller):
     quota = _call(resources.quota)
     set_quota = _call(resources.set_quota)
     parameters = _call(resources.parameters)
+    generate = _stream(generation.generate)
+    loaded_models = _call(generation.loaded_models)
 
     def __init__(
         self,
@@ -170,6 +230,8 @@ class AsyncClient(_Caller):
         self.tasks = AsyncTasks(self._http, self._config)
         self.datasets = AsyncDatasets(self._http, self._config)
         self.templates = AsyncTemplates(self._http, self._config)
+        self.evaluations = AsyncEvaluations(self._http, self._config)
+        self.exports = AsyncExports(self._http, self._config)
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -91,7 +91,10 @@ class Exchange(Generic[R, T]):
 
 
 class Subscription(Generic[R, T]):
-    """One server-sent event stream that outlives its connections by resuming after the last id that was seen."""
+    """One server-sent event stream that outlives its connections by resuming after the last id that was seen.
+
+    That of an operation which is not repeatable ends with its connection.
+    """
 
     def __init__(self, operation: Operation[R, T], config: Config) -> None:
         self._operation = operation
@@ -133,10 +136,11 @@ class Subscription(Generic[R, T]):
 
     def pause(self, failure: httpx.TransportError | ApiError | None) -> float:
         """Seconds before connecting again after a failure, or after the connection ended early (None)."""
+        repeatable = self._operation.repeatable
         if failure is not None:
-            return self._retries.pause(failure, True)
+            return self._retries.pause(failure, repeatable)
         asked = self._parser.retry_seconds or 0.0
-        return max(asked, self._retries.pause(httpx.RemoteProtocolError("the stream ended early"), True))
+        return max(asked, self._retries.pause(httpx.RemoteProtocolError("the stream ended early"), repeatable))
 
 
 def build_request(

@@ -1,0 +1,136 @@
+"""What the evaluation commands do."""
+
+import json as json_module
+from datetime import datetime
+from pathlib import Path
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from tunesmith.cli import text
+from tunesmith.cli.commands import Session, as_json
+from tunesmith.cli.failures import UsageProblem
+from tunesmith.cli.wish import named_settings
+from tunesmith.client import evaluation_request
+from tunesmith.client.evaluation import REPORTS
+from tunesmith.eval.v1.eval_service_pb2 import CheckpointScores, Evaluation, ListEvaluationsRequest, ScoreValue
+from tunesmith.task.v1.task_pb2 import Task
+
+
+class EvaluationSession(Session):
+    """A session about evaluations."""
+
+    def evaluate(
+        self,
+        task_id: str,
+        checkpoints: str,
+        settings: list[str],
+        *,
+        base: bool,
+        dataset: str,
+        samples: int | None,
+        name: str | None,
+    ) -> Task:
+        """Starts an evaluation and says so. Raises UsageProblem with every mistake in the options."""
+        problems: list[str] = []
+        parameters = named_settings(settings, problems)
+        steps = _steps(checkpoints, problems)
+        if samples is not None and parameters.setdefault("max_samples", str(samples)) != str(samples):
+            problems.append(f"--samples {samples} and --set max_samples={parameters['max_samples']} disagree")
+        if problems:
+            raise UsageProblem("\n".join(problems))
+        name = name or datetime.now().astimezone().strftime("evaluation_%Y%m%d_%H%M%S")
+        request = evaluation_request(name, task_id, steps, parameters, base_model=base, dataset=dataset)
+        task = self.tasks.create(request)
+        self.told(task)
+        return task
+
+    def watch_scores(self, task_id: str) -> int:
+        """Shows an evaluation until it ends, and its scores; the exit code."""
+        code = self.watch(task_id)
+        if code == 0:
+            self.show_evaluation(task_id)
+        return code
+
+    def list_evaluations(self, limit: int) -> None:
+        """Prints evaluations, newest first."""
+        found: list[Evaluation] = []
+        request = ListEvaluationsRequest(page_size=min(limit, 1000))
+        while True:
+            page = self.client.evaluations.list_page(request)
+            found += page.evaluations
+            request.page_token = page.next_page_token
+            if not request.page_token or len(found) >= limit:
+                break
+        self.listed(found[:limit], _evaluation_table, "no evaluations")
+
+    def show_evaluation(self, task_id: str) -> None:
+        """Prints the scores of an evaluation and what it recommends."""
+        found = self.client.evaluations.get(task_id)
+        if self.json:
+            print(as_json(found, indent=2))
+            return
+        self.facts(
+            {
+                "id": found.task_id,
+                "name": found.name,
+                "task": found.spec.source_task_id,
+                "state": text.state_word(found.state),
+                "samples": str(found.samples or ""),
+                "created": text.moment(found.create_time),
+            }
+        )
+        if found.checkpoints:
+            self.console.print(_score_table(found))
+        if found.recommendation.text:
+            self.console.print(Text(text.harmless(found.recommendation.text), style="bold"))
+
+    def report(self, task_id: str, directory: Path) -> None:
+        """Fetches every file of a report and says where each lies."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in REPORTS:
+            path = self.client.evaluations.download(task_id, name, directory)
+            print(json_module.dumps({"name": name, "path": str(path)}) if self.json else path, flush=True)
+
+
+def _steps(words: str, problems: list[str]) -> list[int]:
+    steps = [word.strip() for word in words.split(",") if word.strip()]
+    wrong = [word for word in steps if not (word.isascii() and word.isdigit() and int(word) > 0)]
+    problems += [f"--checkpoints {word}: takes steps, for example 10,20" for word in wrong]
+    return [] if wrong else [int(word) for word in steps]
+
+
+def _evaluation_table(found: list[Evaluation]) -> Table:
+    names = ("name", "task", "state", "recommended", "created")
+    table = Table(Column("id", no_wrap=True, min_width=26), *names, box=None, pad_edge=False)
+    for item in found:
+        table.add_row(
+            item.task_id,
+            Text(text.harmless(item.name)),
+            Text(text.harmless(item.spec.source_task_id)),
+            Text(text.state_word(item.state), style=text.STYLES.get(item.state, "")),
+            str(item.recommended_step or ""),
+            text.moment(item.create_time),
+        )
+    return table
+
+
+def _score_table(found: Evaluation) -> Table:
+    """One row for each checkpoint, the recommended one in bold; intervals hold 95 % of what other samples would say."""
+    names = list(dict.fromkeys(value.name for item in found.checkpoints for value in item.values))
+    table = Table("checkpoint", "total", *(text.harmless(name) for name in names), box=None, pad_edge=False)
+    for item in found.checkpoints:
+        values = {value.name: value for value in item.values}
+        recommended = item.step == found.recommended_step and not item.base_model and found.recommended_step > 0
+        cells = [_score(values[name]) if name in values else "" for name in names]
+        table.add_row(_checkpoint(item), f"{item.total:.3f}", *cells, style="bold" if recommended else "")
+    return table
+
+
+def _checkpoint(item: CheckpointScores) -> str:
+    return "base model" if item.base_model else str(item.step)
+
+
+def _score(value: ScoreValue) -> str:
+    interval = f" ({text.number(value.low)}-{text.number(value.high)})" if value.low != value.high else ""
+    return text.number(value.value) + interval

@@ -1,0 +1,169 @@
+"""What the export commands do."""
+
+import json as json_module
+from datetime import datetime
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from tunesmith.cli import text
+from tunesmith.cli.commands import Session, as_json
+from tunesmith.cli.failures import UsageProblem
+from tunesmith.client import export_request
+from tunesmith.client.export import FORMATS
+from tunesmith.export.v1.export_service_pb2 import Artifact, Export, Format, ListExportsRequest, ParityCheck
+from tunesmith.task.v1.task_pb2 import Task
+
+_WORDS = {form: word for word, form in FORMATS.items()}
+
+
+class ExportSession(Session):
+    """A session about exports."""
+
+    def export(
+        self,
+        task_id: str,
+        form: str,
+        types: list[str],
+        *,
+        checkpoint: int,
+        output_dir: str,
+        modelfile: bool | None,
+        importance: str,
+        name: str | None,
+    ) -> Task:
+        """Starts an export and says so."""
+        request = export_request(
+            name or datetime.now().astimezone().strftime("export_%Y%m%d_%H%M%S"),
+            task_id,
+            form,
+            [word.strip() for item in types for word in item.split(",") if word.strip()],
+            checkpoint_step=checkpoint,
+            output_dir=output_dir,
+            modelfile=modelfile,
+            importance_dataset=importance,
+        )
+        task = self.tasks.create(request)
+        self.told(task)
+        return task
+
+    def watch_files(self, task_id: str, output: Path | None) -> int:
+        """Shows an export until it ends, and its files, which are fetched if a place is named; the exit code."""
+        code = self.watch(task_id)
+        if code == 0 and output is not None:
+            self.download(task_id, "", output)
+        elif code == 0:
+            self.show_export(task_id)
+        return code
+
+    def list_exports(self, limit: int) -> None:
+        """Prints exports, newest first."""
+        found: list[Export] = []
+        request = ListExportsRequest(page_size=min(limit, 1000))
+        while True:
+            page = self.client.exports.list_page(request)
+            found += page.exports
+            request.page_token = page.next_page_token
+            if not request.page_token or len(found) >= limit:
+                break
+        self.listed(found[:limit], _export_table, "no exports")
+
+    def show_export(self, task_id: str) -> None:
+        """Prints the files of an export and its checks."""
+        found = self.client.exports.get(task_id)
+        if self.json:
+            print(as_json(found, indent=2))
+            return
+        self.facts(
+            {
+                "id": found.task_id,
+                "name": found.name,
+                "task": found.spec.source_task_id,
+                "checkpoint": str(found.spec.checkpoint_step or "final model"),
+                "form": _form(found),
+                "state": text.state_word(found.state),
+                "created": text.moment(found.create_time),
+            }
+        )
+        if found.artifacts:
+            self.console.print(_artifact_table(list(found.artifacts)))
+        if found.checks:
+            self.console.print(_check_table(list(found.checks)))
+
+    def list_formats(self) -> None:
+        """Prints the forms and types that a model can be exported to."""
+        self.listed(list(self.client.exports.formats()), _format_table, "no formats")
+
+    def download(self, task_id: str, name: str, output: Path) -> None:
+        """Fetches a file of an export, or all of them, and says where each lies."""
+        found = self.client.exports.get(task_id)
+        names = [name] if name else [item.name for item in found.artifacts]
+        if len(names) != 1:
+            if output.exists() and not output.is_dir():
+                raise UsageProblem(f"-o {output}: there are {len(names)} files; name a directory, or one file")
+            output.mkdir(parents=True, exist_ok=True)
+        for item in names or [""]:
+            path = self._download(task_id, item, output)
+            print(json_module.dumps({"name": item, "path": str(path)}) if self.json else path, flush=True)
+
+    def _download(self, task_id: str, name: str, output: Path) -> Path:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as bar:
+            row = bar.add_task(text.harmless(name), total=None)
+
+            def shown(done: int, size: int) -> None:
+                bar.update(row, completed=done, total=size or None)
+
+            return self.client.exports.download(task_id, name, output, progress=shown)
+
+
+def _form(export: Export) -> str:
+    types = " ".join(export.spec.quantizations)
+    return " ".join(word for word in (_WORDS.get(export.spec.format, ""), types) if word)
+
+
+def _export_table(found: list[Export]) -> Table:
+    names = ("name", "task", "form", "state", "files", "created")
+    table = Table(Column("id", no_wrap=True, min_width=26), *names, box=None, pad_edge=False)
+    for item in found:
+        table.add_row(
+            item.task_id,
+            Text(text.harmless(item.name)),
+            Text(text.harmless(item.spec.source_task_id)),
+            Text(text.harmless(_form(item))),
+            Text(text.state_word(item.state), style=text.STYLES.get(item.state, "")),
+            str(len(item.artifacts) or ""),
+            text.moment(item.create_time),
+        )
+    return table
+
+
+def _artifact_table(found: list[Artifact]) -> Table:
+    table = Table("file", "size", "sha256", box=None, pad_edge=False)
+    for item in found:
+        table.add_row(Text(text.harmless(item.name)), text.size(item.size), Text(text.harmless(item.sha256)))
+    return table
+
+
+def _check_table(found: list[ParityCheck]) -> Table:
+    table = Table("check", "file", "measured", "allowed", "", box=None, pad_edge=False)
+    for item in found:
+        table.add_row(
+            Text(text.harmless(item.name)),
+            Text(text.harmless(item.artifact)),
+            text.number(item.value),
+            text.number(item.limit),
+            Text("passed", style="green") if item.passed else Text(text.harmless(item.text) or "failed", style="red"),
+        )
+    return table
+
+
+def _format_table(found: list[Format]) -> Table:
+    table = Table("form", "type", "bits", "", box=None, pad_edge=False)
+    for item in found:
+        words = text.harmless(item.description) + ("" if item.available else " (not in this version)")
+        bits = f"{item.bits_per_weight:g}" if item.bits_per_weight else ""
+        table.add_row(_WORDS.get(item.format, ""), Text(text.harmless(item.quantization)), bits, Text(words))
+    return table
