@@ -101,6 +101,8 @@ def _task_service(request: Request, ports: Mapping[str, int], account: nats.Acco
         **_nats_settings(ports, account),
         "database_url": database,
         "trainer_target": _trainers(request, ports),
+        "eval_service_target": f"{LOOPBACK}:{ports[EVAL]}",
+        "export_service_target": f"{LOOPBACK}:{ports[EXPORT]}",
         "upload_dir": str(request.data.work / "uploads"),
     }
     return _service(request, ports, TASK, "task_service", TASK, NATS, **settings)
