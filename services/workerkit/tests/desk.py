@@ -134,6 +134,14 @@ class Desk(task_service_pb2_grpc.TaskServiceServicer):
         subject = subjects.work(self.kind, self.pool, task_id)
         return 0 if await self.bus.last_message(subjects.WORK, subject) is None else 1
 
+    async def queue_is_empty(self, task_id: str) -> None:
+        """Waits until the queue has no message of a task."""
+
+        async def empty() -> bool:
+            return await self.waiting_messages(task_id) == 0
+
+        await eventually(empty)
+
     # What workers call.
 
     async def ClaimTask(self, request: Any, context: Any) -> task_service_pb2.ClaimTaskResponse:
@@ -267,3 +275,8 @@ class Troubled:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+async def stored(store: ObjectStore, prefix: str) -> list[str]:
+    """The keys below a prefix, without it."""
+    return sorted([info.key.removeprefix(prefix) async for info in store.list(prefix)])
