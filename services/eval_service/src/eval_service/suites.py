@@ -3,6 +3,9 @@
 It runs only when it is installed and the data of the tasks is on this machine; nothing is downloaded.
 """
 
+import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -62,3 +65,14 @@ def _missing_data(manager: Any, name: str) -> str:
         lines = str(error).strip().splitlines()
         return (lines[0] if lines else type(error).__name__)[:300]
     return ""
+
+
+def main() -> None:
+    """`python -m eval_service.suites TASK...` prints a JSON list of problems; libraries print to standard error."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    os.write(answer, json.dumps(list(problems(sys.argv[1:]))).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from eval_service import scores, suites
 from eval_service.generation.engine.prompts import Prompts, end_tokens
+from eval_service.generation.engine.sampling import Sampling
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded, load
 from eval_service.recipes.samples import Reader, Samples
@@ -142,7 +142,7 @@ class Evaluation:
             lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
             lambda token: token in special,
         )
-        writing = Writing(answering.sampling, answering.max_tokens, ends)
+        writing = Writing(Sampling(**dict(answering.sampling)), answering.max_tokens, ends)
         answers = write_answers(loaded.model, samples.prompts, writing, self._counting(answering.max_tokens))
         texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
         return [_cut(text, answering.stop).strip() for text in texts]
@@ -251,8 +251,3 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     """A text up to the first of some texts that end it."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return text[: min(places)] if places else text
-
-
-def load_and_evaluate(directory: Path, events: EventWriter, stop: StopRequest) -> None:
-    """Evaluates the job in a directory."""
-    evaluate(Job.load(directory), events, stop)

@@ -8,10 +8,18 @@ from typing import Any
 
 import orjson
 
-from eval_service.generation.engine.sampling import Sampling
 from workerkit.child.errors import InvalidJob
 
 CACHE_BYTES = 20 << 30
+SAMPLING: Mapping[str, float] = {
+    "temperature": 0.3,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.0,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.0,
+    "seed": 42,
+}
 TEST, VALIDATION, AUTO = "TEST", "VALIDATION", "AUTO"
 
 
@@ -54,11 +62,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """How answers are generated."""
+    """How answers are generated; sampling has the fields of eval_service.generation's Sampling."""
 
-    sampling: Sampling = field(
-        default_factory=lambda: Sampling(temperature=0.3, top_k=20, top_p=0.9, repetition_penalty=1.1, seed=42)
-    )
+    sampling: Mapping[str, float] = field(default_factory=lambda: dict(SAMPLING))
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
 
@@ -111,7 +117,7 @@ def _read(content: dict[str, Any], directory: Path) -> dict[str, Any]:
     names = ("model_dir", "train_file", "work_dir", "output_dir", "validation_file", "test_file")
     paths = {name: directory / content[name] for name in (*names, "embedding_dir", "cache_dir") if content.get(name)}
     learnt, answering = content.get("learnt") or {}, content.get("answering") or {}
-    sampling = Sampling(**answering["sampling"]) if "sampling" in answering else Answering().sampling
+    sampling = {**SAMPLING, **answering.get("sampling", {})}
     return {
         **content,
         **paths,

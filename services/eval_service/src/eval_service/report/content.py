@@ -75,7 +75,7 @@ def _settings(job: Job, embedder: str) -> dict[str, Any]:
         "max_samples": job.choice.most,
         "seed": job.choice.seed,
         "max_tokens": job.answering.max_tokens,
-        "sampling": dataclasses.asdict(job.answering.sampling),
+        "sampling": dict(job.answering.sampling),
         "stop": list(job.answering.stop),
         "max_seq_length": job.learnt.max_seq_length,
         "embedding_model": embedder,

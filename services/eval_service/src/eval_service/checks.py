@@ -1,0 +1,195 @@
+"""Checks a whole evaluation: at submit, and again before it starts."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from eval_service import scores
+from eval_service.scoring.embedding_files import read_pooling
+from modelkit.base_models import BaseModels
+from modelkit.datasets import DataCache, DatasetFiles
+from modelkit.errors import ModelkitError
+from modelkit.paths import AllowedRoots
+from servicekit.errors import Problem
+from tunesmith.task.v1 import spec_pb2, task_service_pb2
+from workerkit.child import environment
+from workerkit.datasets import DatasetChecks, reading_of
+
+TASK_PREFIX = "task:"
+SUITE_SECONDS = 120.0
+TEST, VALIDATION = spec_pb2.EVALUATION_SPLIT_TEST, spec_pb2.EVALUATION_SPLIT_VALIDATION
+
+
+@dataclass(slots=True)
+class CheckedEvaluation:
+    """What an evaluation stands for on this machine; everything is set that has no problem.
+
+    model_dir is None for a base model that is another task's output.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    model_dir: Path | None = None
+    dataset: DatasetFiles | None = None
+    embedding_dir: Path | None = None
+
+    def refuse(self, name: str, message: str) -> None:
+        """Notes a problem of a field of the evaluation."""
+        self.problems.append(Problem(f"evaluate.{name}", message))
+
+
+class EvaluationChecks:
+    """Checks evaluations against this machine. Blocks while it reads; call it in a thread."""
+
+    def __init__(self, roots: AllowedRoots, models: BaseModels, known_datasets: DatasetChecks) -> None:
+        self._roots = roots
+        self._models = models
+        self._datasets = known_datasets
+
+    @property
+    def cache(self) -> DataCache:
+        """What was worked out from data."""
+        return self._datasets.cache
+
+    def check(
+        self, spec: spec_pb2.EvaluateSpec, source: task_service_pb2.TaskSource, *, token: str = "", starts: bool = False
+    ) -> CheckedEvaluation:
+        """Everything that is wrong, all at once. Raises TunesmithError when what must be asked does not answer.
+
+        token is that of a user who asks and may know of his own uploads alone; without it the service reads a dataset
+        by its own right. With starts the evaluation begins now: a base model is converted that needs it.
+        """
+        checked = CheckedEvaluation()
+        finetune = source.spec.finetune
+        if not finetune.HasField("language_model"):
+            checked.refuse("source_task_id", "only trainings of language models can be evaluated; name one")
+            return checked
+        objective = spec_pb2.Objective.Name(finetune.language_model.objective).removeprefix("OBJECTIVE_")
+        objective = objective if objective in scores.MEASURABLE else "SUPERVISED"
+        checked.problems += _score_problems(spec, objective)
+        self._check_base_model(spec, finetune, checked, starts=starts, classifies=objective == "CLASSIFICATION")
+        self._check_rows(spec, finetune, checked, token)
+        self._check_embedding_model(spec, checked)
+        for text in _suite_problems(list(spec.suites)):
+            checked.refuse("suites", text)
+        return checked
+
+    def _check_base_model(
+        self,
+        spec: spec_pb2.EvaluateSpec,
+        finetune: spec_pb2.FinetuneSpec,
+        checked: CheckedEvaluation,
+        *,
+        starts: bool,
+        classifies: bool,
+    ) -> None:
+        if classifies and spec.include_base_model:
+            message = "a base model has no classes to tell, so it cannot be scored as a classifier; leave it out"
+            checked.refuse("include_base_model", message)
+        if finetune.base_model.startswith(TASK_PREFIX):
+            return
+        try:
+            model = self._models.resolve(finetune.base_model, own_tokenizer=False)
+            checked.model_dir = self._models.ready(model) if starts else model.directory
+        except (ModelkitError, OSError) as error:
+            checked.refuse("source_task_id", f"the base model of the task cannot be used any more: {error}")
+
+    def _check_rows(
+        self, spec: spec_pb2.EvaluateSpec, finetune: spec_pb2.FinetuneSpec, checked: CheckedEvaluation, token: str
+    ) -> None:
+        """The rows to score on: a dataset of its own, or what the training held out."""
+        own = spec.HasField("dataset")
+        dataset = spec.dataset if own else finetune.dataset
+        name = f"dataset.{dataset.WhichOneof('source') or 'path'}" if own else "split"
+        hint = "" if own else "the data of the task cannot be read any more; name a dataset: "
+        reading = reading_of(dataset, finetune.language_model.objective)
+        reading = replace(reading, labels=tuple(finetune.language_model.labels))
+        try:
+            files = self._datasets.find(dataset, self._roots, reading, where="evaluate.dataset", token=token)
+            if own:
+                for problem in self._datasets.check(files).problems:
+                    if problem.reason != "ONE_LABEL":  # a sample need not have every class
+                        checked.refuse(name, str(problem))
+        except ModelkitError as error:
+            for item in error.problems:
+                checked.problems.append(Problem(item.field if own else f"evaluate.{name}", hint + item.message))
+            return
+        except OSError as error:
+            checked.refuse(name, f"{hint}cannot be read: {error}")
+            return
+        checked.dataset = files
+        if missing := _missing_split(spec, finetune, files):
+            checked.refuse("split", missing)
+
+    def _check_embedding_model(self, spec: spec_pb2.EvaluateSpec, checked: CheckedEvaluation) -> None:
+        if not spec.embedding_model:
+            return
+        name = "evaluate.embedding_model"
+        try:
+            checked.embedding_dir = self._roots.resolve(spec.embedding_model, field=name)
+            read_pooling(checked.embedding_dir, field=name)
+        except ModelkitError as error:
+            checked.problems += [Problem(item.field, item.message) for item in error.problems]
+
+
+def _score_problems(spec: spec_pb2.EvaluateSpec, objective: str) -> Iterator[Problem]:
+    fitting = scores.measurable(objective)
+    for place, name in enumerate(spec.scores):
+        if name not in scores.BY_NAME:
+            yield Problem(f"evaluate.scores[{place}]", f"there is no score {name[:40]!r}; {_listed(fitting)}")
+        elif name not in fitting:
+            words = objective.lower()
+            yield Problem(f"evaluate.scores[{place}]", f"{name} does not fit a {words} training; {_listed(fitting)}")
+    for name in sorted(spec.weights):
+        if name not in scores.BY_NAME or name == "confusion":
+            yield Problem(f"evaluate.weights[{name[:40]}]", f"there is no such score in the total; {_listed(fitting)}")
+    chosen = list(spec.scores) or fitting
+    if spec.weights and not scores.shares([name for name in chosen if name in fitting], dict(spec.weights)):
+        yield Problem("evaluate.weights", "leave nothing to recommend by; give a score a weight above 0")
+    if spec.HasField("min_samples") and spec.HasField("max_samples") and spec.min_samples > spec.max_samples:
+        text = f"{spec.min_samples} is more than max_samples ({spec.max_samples}); make one of them fit"
+        yield Problem("evaluate.min_samples", text)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"those that fit are {', '.join(names)}"
+
+
+def _missing_split(spec: spec_pb2.EvaluateSpec, finetune: spec_pb2.FinetuneSpec, files: DatasetFiles) -> str:
+    """Why there are no rows of the split that is asked for; empty when there are."""
+    own, learnt = spec.HasField("dataset"), finetune.language_model
+    has = {
+        TEST: files.test is not None or (not own and learnt.test_ratio > 0),
+        VALIDATION: files.validation is not None or (not own and learnt.eval_ratio > 0),
+    }
+    if spec.split in has:
+        if has[spec.split]:
+            return ""
+        word = "test" if spec.split == TEST else "validation"
+        where = "the dataset has no such file" if own else "the task held none out"
+        return f"there are no {word} rows: {where}; choose another split, or name a dataset"
+    if own or any(has.values()):
+        return ""
+    return "the task held no rows out; name a dataset to score on, or train with an eval_ratio or test_ratio above 0"
+
+
+def _suite_problems(names: Sequence[str]) -> list[str]:
+    """Asked in a process of its own: the harness brings much code along, and may load any data of its tasks."""
+    if not names:
+        return []
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", "eval_service.suites", *names],
+            env={**os.environ, **environment.VARIABLES},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SUITE_SECONDS,
+            check=True,
+        )
+        found: list[str] = json.loads(answer.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return [f"lm-evaluation-harness could not say whether its tasks can be run: {error}"]
+    return found
