@@ -54,13 +54,14 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
     cache = DataCache(job.cache_dir or job.work_dir / "data-cache", job.cache_bytes)
     report = check_files(job, cache)
     config = load_config(job.model_dir)
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and parameters.max_seq_length > longest:
-        raise InvalidJob(f"max_seq_length: the model can read {longest} tokens, not {parameters.max_seq_length}")
+    require_length(parameters.max_seq_length, config)
     tokenizer = load_tokenizer_of(job, config)
-    on_prompt = parameters.train_on_prompt
     encoder = encoder_for(
-        report.train, tokenizer, config, max_length=parameters.max_seq_length, train_on_prompt=on_prompt
+        report.train,
+        tokenizer,
+        config,
+        max_length=parameters.max_seq_length,
+        train_on_prompt=parameters.train_on_prompt,
     )
     if isinstance(encoder, ChatEncoder) and encoder.fallback:
         events.log("the tokenizer has no chat template; a plain one is used and saved with it")
@@ -71,25 +72,30 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
         parts.rows.fill()  # every length must be known
     elif parameters.packing:
         events.log(f"{config.model_type} cannot keep the sequences of a row apart: packing has no effect")
-    batches = Batches(
-        parts.rows,
-        parts.order,
-        layout,
-        seed=training.seed,
-        accumulation=training.gradient_accumulation_steps,
-        shuffle=parameters.shuffle,
-        pin_memory=training.dataloader_pin_memory and world.device.type == "cuda",
-    )
-    evaluates = training.eval_strategy != "NO" and len(parts.held_out) > 0
-    if training.eval_strategy not in ("NO", "AUTO") and not evaluates:
-        events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
-    elif len(parts.held_out) and not evaluates:
-        events.log(
-            "there are validation rows, but eval_strategy is no, so nothing is evaluated; set it to steps or epoch"
-        )
+    batches = batches_of(job, parts, layout, world)
+    evaluates = will_evaluate(training.eval_strategy, len(parts.held_out), events)
     share = parts.held_out[world.rank :: world.size]
     held_out = HeldOut(parts.validation, share, replace(layout, size=training.eval_batch_size))
     return Data(parts.rows, batches, evaluates, held_out, tokenizer, labels_of(report.train))
+
+
+def require_length(max_seq_length: int, config: Any) -> None:
+    """Raises InvalidJob when a model cannot read so many tokens."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(longest, int) and max_seq_length > longest:
+        raise InvalidJob(f"max_seq_length: the model can read {longest} tokens, not {max_seq_length}")
+
+
+def will_evaluate(strategy: str, held_out: int, events: EventWriter) -> bool:
+    """Whether there are evaluations; says so when somebody may expect them and there are none."""
+    evaluates = strategy != "NO" and held_out > 0
+    if strategy not in ("NO", "AUTO") and not evaluates:
+        events.log("there are no validation rows, so nothing is evaluated; give a valid.jsonl or an eval_ratio")
+    elif held_out and not evaluates:
+        events.log(
+            "there are validation rows, but eval_strategy is no, so nothing is evaluated; set it to steps or epoch"
+        )
+    return evaluates
 
 
 def check_files(job: Job, cache: DataCache) -> DatasetReport:
@@ -136,6 +142,20 @@ def read_parts(encoding: Encoding, report: DatasetReport, *, leads: bool) -> Par
             keep_test_rows(job, found.test.rows, found.test.positions)
         rows.prepare(BACKGROUND_DELAY)
     return Parts(rows, order, validation, held_out)
+
+
+def batches_of(job: Job, parts: Parts, layout: Layout, world: World) -> Batches:
+    """The rows that are trained on, in batches."""
+    training = job.finetune.training
+    return Batches(
+        parts.rows,
+        parts.order,
+        layout,
+        seed=training.seed,
+        accumulation=training.gradient_accumulation_steps,
+        shuffle=job.finetune.language_model.shuffle,
+        pin_memory=training.dataloader_pin_memory and world.device.type == "cuda",
+    )
 
 
 def keep_test_rows(job: Job, dataset: JsonlDataset, positions: NDArray[np.int64]) -> None:

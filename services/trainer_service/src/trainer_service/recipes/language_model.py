@@ -6,6 +6,7 @@ is mapped, no trainer set up), and it alone decides what a step is, which makes 
 comes from transformers, the adapter from PEFT; the losses are those of trl.SFTTrainer, which a test compares.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.checkpointing import Checkpoints
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data import Step
-from trainer_service.recipes.data_setup import add_test_rows
+from trainer_service.recipes.data_setup import Data, add_test_rows
 from trainer_service.recipes.losses import TokenLoss, evaluate, objective_of
 from trainer_service.recipes.merging import merge_if_asked
 from trainer_service.recipes.optimizers import Optimisation
@@ -28,15 +29,47 @@ from workerkit.child.events import EventWriter
 from workerkit.child.stopping import StopRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything a training has before its first step. objective computes losses, parallel does so over processes."""
+
+    job: Job
+    events: EventWriter
+    world: World
+    model: Any
+    data: Data
+    formats: Precision
+    objective: Any
+    parallel: Any
+    optimisation: Optimisation
+    books: Bookkeeper
+    checkpoints: Checkpoints
+    total_steps: int
+
+
 def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> None:
     """Trains as the job says; ends with a done or a stopped event.
 
     Raises RecipeError, ModelkitError, OSError, MemoryError or torch.OutOfMemoryError.
     """
-    training = job.finetune.training
     events.phase("loading")
-    model, data, formats = prepare(job, events, world)
+    run = set_up(job, events, world)
+    with run.checkpoints:
+        stopped = take_steps(run, stop)
+        events.log(str(run.data.rows.counts))
+        run.books.finish(predicted_bytes=job.predicted_memory_bytes)
+        if stopped:
+            with run.optimisation.settled():
+                run.checkpoints.stop()
+            return
+    events.phase("saving")
+    save(run)
 
+
+def set_up(job: Job, events: EventWriter, world: World) -> Run:
+    """Loads model and data, and goes to where a checkpoint was when there is one to go on from."""
+    training = job.finetune.training
+    model, data, formats = prepare(job, events, world)
     per_epoch = data.batches.steps_per_epoch(world.size)
     total_steps = training.total_steps(per_epoch)
     objective = objective_of(job.finetune.language_model.objective, model)
@@ -55,52 +88,56 @@ def train(job: Job, events: EventWriter, stop: StopRequest, world: World) -> Non
     randomness.seed(training.seed + world.rank)
     if job.resume_from:
         checkpoints.resume(job.resume_from)
+    return Run(
+        job, events, world, model, data, formats, objective, parallel, optimisation, books, checkpoints, total_steps
+    )
 
+
+def take_steps(run: Run, stop: StopRequest) -> bool:
+    """Trains to the last step, or until it ends early; whether it was asked to stop."""
+    books, data, world, optimisation = run.books, run.data, run.world, run.optimisation
     stopping = 0.0
-    with checkpoints:
-        books.begin()
-        steps = data.batches.steps(books.step, total_steps, rank=world.rank, world=world.size)
-        for work in books.feed(prefetch(steps)):
-            mine = (work.trained_tokens, work.tokens, work.rows, stop.requested, books.save_is_overdue())
-            trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
-            if stopping or books.stop_early:
-                break
-            loss = accumulate(parallel, work, trained_tokens, optimisation, formats, world)
-            norm, rate = optimisation.step()
-            books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
-            if data.evaluates and books.should_evaluate():
-                events.phase("evaluating")
-                with optimisation.settled():
-                    found = evaluate(objective, data.held_out.batches, formats, world)
-                optimisation.evaluated(found.loss)
-                books.evaluated(found.loss, found.extra)
-            due = books.should_save() or overdue > 0
-            with optimisation.settled(when=due):
-                checkpoints.after_step(due=due)
-        events.log(str(data.rows.counts))
-        books.finish(predicted_bytes=job.predicted_memory_bytes)
-        if stopping:
+    books.begin()
+    steps = data.batches.steps(books.step, run.total_steps, rank=world.rank, world=world.size)
+    for work in books.feed(prefetch(steps)):
+        mine = (work.trained_tokens, work.tokens, work.rows, stop.requested, books.save_is_overdue())
+        trained_tokens, tokens, rows, stopping, overdue = world.sum(mine)
+        if stopping or books.stop_early:
+            break
+        loss = accumulate(run.parallel, work, trained_tokens, optimisation, run.formats, world)
+        norm, rate = optimisation.step()
+        books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
+        if data.evaluates and books.should_evaluate():
+            run.events.phase("evaluating")
             with optimisation.settled():
-                checkpoints.stop()
-            return
+                found = evaluate(run.objective, data.held_out.batches, run.formats, world)
+            optimisation.evaluated(found.loss)
+            books.evaluated(found.loss, found.extra)
+        due = books.should_save() or overdue > 0
+        with optimisation.settled(when=due):
+            run.checkpoints.after_step(due=due)
+    return bool(stopping)
 
-    events.phase("saving")
+
+def save(run: Run) -> None:
+    """Writes the finished model; the process that leads tells where."""
+    job, books, world = run.job, run.books, run.world
     books.loss_is_finite()
-    with optimisation.settled():
-        weights = checkpoints.whole_weights()
+    with run.optimisation.settled():
+        weights = run.checkpoints.whole_weights()
     if world.leads:
-        with optimisation.settled():
+        with run.optimisation.settled():
             save_final(
-                model,
-                data.tokenizer,
+                run.model,
+                run.data.tokenizer,
                 job.output_dir,
-                stored=formats.stored,
-                beside=Beside(runs=job.runs, origin=checkpoints.origin),
+                stored=run.formats.stored,
+                beside=Beside(runs=job.runs, origin=run.checkpoints.origin),
                 weights=weights,
             )
-            merge_if_asked(job, events)
+            merge_if_asked(job, run.events)
             add_test_rows(job)
-        events.done(path=job.output_dir, step=books.step)
+        run.events.done(path=job.output_dir, step=books.step)
     world.wait()
 
 
