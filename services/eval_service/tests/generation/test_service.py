@@ -24,6 +24,7 @@ from servicekit.errors import (
 )
 from servicekit.identity import Role
 from services.eval_service.tests.generation.conftest import build_model
+from services.eval_service.tests.generation.gguf_files import write_gguf
 from services.eval_service.tests.generation.service import Caller, Service, request, running_service
 from tests.support.waiting import eventually
 from tunesmith.eval.v1 import eval_service_pb2 as pb
@@ -196,6 +197,26 @@ async def test_whole_models_from_trainings_and_exports(
     source.base_model_prefix = service.tasks.sources["full"][1].output.prefix
     assert (await caller.ask("onto", base_model=True)).text == expected.text
     assert (await refused(caller, InvalidArgument, "merged", base_model=True)).problems[0].field == "base_model"
+
+
+async def test_gguf_models_of_exports(service: Service, models: dict[str, Path], tmp_path: Path) -> None:
+    caller = service.caller()
+    export = tmp_path / "export"
+    export.mkdir()
+    write_gguf(models["qwen2"], export / "merged_model-F32.gguf")
+    await service.export("one-gguf", export)
+    await service.finetune("its-base", models["qwen2"], {})
+    expected = await caller.ask("its-base", base_model=True)
+    assert (await caller.ask("one-gguf")).text == expected.text
+    shutil.copy(export / "merged_model-F32.gguf", export / "merged_model-Q8_0.gguf")
+    (export / "task-lora.gguf").write_bytes(b"GGUF")
+    await service.export("two-ggufs", export)
+    error = await refused(caller, FailedPrecondition, "two-ggufs")
+    assert error.reason == "ARTIFACT_MISSING"
+    assert "merged_model-F32.gguf, merged_model-Q8_0.gguf" in error.message
+    assert (await caller.ask("two-ggufs", artifact="merged_model-Q8_0.gguf")).text == expected.text
+    unknown = await refused(caller, NotFound, "two-ggufs", artifact="merged_model-Q2_K.gguf")
+    assert unknown.reason == "ARTIFACT_NOT_FOUND"
 
 
 async def test_leaving_ends_the_answer(service: Service) -> None:
