@@ -43,7 +43,7 @@ METRICS = {
     "memory_bytes",
     "memory_peak_bytes",
 }
-RUNS = {"runs"}
+RUNS = {"runs", "origin.json"}
 
 
 def names(folder: Path) -> set[str]:
