@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import eventually
 from workerkit.fork_launcher import ForkedChild, ForkLauncher, running_launcher
 from workerkit.launcher import LaunchError
 
@@ -150,6 +151,57 @@ async def test_a_fork_server_that_hangs_is_replaced(
     monkeypatch.setenv("PYTHONPATH", str(JOBS))
     child = await launcher.start(job("leave", code=5), {})
     assert (await child.wait()).status == 5
+
+
+@pytest.fixture
+async def sparing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ForkLauncher]:
+    """A launcher that has a fork server only while it is used."""
+    monkeypatch.setenv("PYTHONPATH", str(JOBS))
+    async with running_launcher(preload="light_preload", entry="plain_jobs:run", warm_seconds=0.2) as launcher:
+        yield launcher
+
+
+async def test_a_fork_server_on_demand_comes_with_the_first_child_and_goes_when_it_is_idle(
+    sparing: ForkLauncher, job: Callable[..., Path]
+) -> None:
+    await sparing.wait_able()
+    assert sparing.pid is None
+    servers = []
+    for code in (3, 4):
+        child = await sparing.start(job("leave", code=code), {})
+        servers.append(sparing.pid)
+        assert (await child.wait()).status == code
+        await eventually(lambda: sparing.pid is None)
+        assert not sparing.warm
+    assert servers[0] != servers[1]
+    await gone(*filter(None, servers))
+
+
+async def test_a_fork_server_on_demand_stays_while_a_child_runs(
+    sparing: ForkLauncher, job: Callable[..., Path]
+) -> None:
+    child = await sparing.start(job("hang"), {})
+    await first_event(child)
+    server = sparing.pid
+    idle = asyncio.ensure_future(eventually(lambda: sparing.pid != server))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(idle), 0.6)
+    child.kill()
+    await idle
+
+
+async def test_a_fork_server_on_demand_that_does_not_come_up_fails_the_start(
+    job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(JOBS), str(tmp_path))))
+    async with running_launcher(preload="comes_later", entry="plain_jobs:run", warm_seconds=60) as launcher:
+        with pytest.raises(LaunchError, match="died before it was ready"):
+            await launcher.start(job("leave", code=0), {})
+        await launcher.wait_unable()
+        (tmp_path / "comes_later.py").touch()
+        await launcher.wait_able()
+        child = await launcher.start(job("leave", code=6), {})
+        assert (await child.wait()).status == 6
 
 
 WORKER = """

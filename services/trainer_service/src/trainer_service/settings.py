@@ -1,74 +1,33 @@
 """Settings of the trainer service."""
 
-import os
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import NoDecode
 
-from servicekit.objects import directory_of
-from servicekit.settings import ServiceSettings
+from workerkit.settings import WorkerSettings, require_absolute
 
 
-class TrainerSettings(ServiceSettings):
-    """Where it works, what it may read and write, and how patient it is. Times are in seconds."""
+class TrainerSettings(WorkerSettings):
+    """What every service with workers has, and what estimates and training need. Its libraries are always loaded."""
 
     port: int = Field(50052, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    task_service_target: str = Field("127.0.0.1:50051", description="Address of the task service.")
-    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (), description="Directories with models, datasets and outputs, joined by colons."
+    warm_seconds: float = Field(
+        0.0, ge=0, description="Time that libraries stay loaded for the next child; 0 loads them at start, for good."
     )
-    private_paths: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (), description="What users may not name although an allowed root contains it, joined by colons."
-    )
-    output_root: Path = Field(
-        Path("/var/lib/tunesmith/outputs"), description="Finished models of tasks that name no directory."
-    )
-    work_dir: Path = Field(Path("/var/lib/tunesmith/work"), description="Scratch space: checkpoints before upload.")
     calibration_file: Path | None = Field(
         None, description="How fast earlier trainings were; workers of one machine may share it. Default: in work_dir."
     )
-    data_cache_bytes: int = Field(
-        20 << 30, ge=0, description="Size of the cache in work_dir of converted, indexed and tokenised data, in bytes."
-    )
-    converted_models_bytes: int = Field(
-        100 << 30, ge=0, description="Size of the converted base models in work_dir, in bytes; unused ones go."
-    )
-    pool: str = Field("default", pattern="^[a-z0-9-]{1,32}$", description="Pool of workers that this one is in.")
-    slots: int = Field(1, ge=0, le=64, description="Tasks trained at the same time; 0 only answers questions.")
-    lease_seconds: float = Field(30.0, gt=0, description="Silence after which the queue gives a task to another.")
     cpu_fallback: bool = Field(
         False, description="Train on the CPU, and say so in the log, when a task names GPUs and the machine has none."
     )
-    stop_grace_seconds: float = Field(
-        60.0, ge=0, description="Time to save when a user stops a task; its label stop_grace_seconds wins."
-    )
-    release_seconds: float = Field(30.0, ge=0, description="Time to save and give tasks back when the service stops.")
-    stall_seconds: float = Field(1800.0, gt=0, description="Silence of a training process after which it is killed.")
 
-    @field_validator("allowed_roots", "private_paths", mode="before")
+    @field_validator("calibration_file")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
-
-    @field_validator("allowed_roots", "private_paths", "output_root", "work_dir", "calibration_file")
-    @classmethod
-    def _absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
-        for path in value if isinstance(value, tuple) else (value,):
-            if path is not None and not path.is_absolute():
-                raise ValueError(f"{path} is not an absolute path")
+    def _absolute_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            require_absolute(value)
         return value
 
     def calibration(self) -> Path:
         """Where the speeds of earlier trainings are kept."""
         return self.calibration_file or self.work_dir / "calibration.json"
-
-    def roots(self) -> tuple[Path, ...]:
-        """Every directory beneath which users may name paths."""
-        return (*self.allowed_roots, self.output_root)
-
-    def private(self) -> tuple[Path, ...]:
-        """What users may not name even there: working directories and objects hold what belongs to all of them."""
-        objects = directory_of(self.object_store_url)
-        return (*self.private_paths, self.work_dir, *((objects,) if objects else ()))

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class _Server:
         self._streams: dict[int, tuple[LineReader, LineReader]] = {}
         self._children: dict[int, ForkedChild] = {}
         self._next_job = 1
+        self.used = time.monotonic()
         loop.add_reader(control.fileno(), self._read)
 
     @classmethod
@@ -110,6 +112,11 @@ class _Server:
                 env=without_secrets(os.environ),
             )
         return cls(process, ours, warm)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a child, or starts one."""
+        return bool(self._children or self._starting)
 
     def request(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Sends a request; one that cannot be sent means that the fork server is gone or hangs, and ends it."""
@@ -181,6 +188,7 @@ class _Server:
                     started.set_exception(LaunchError(f"no child could be forked: {message['error']}"))
             case "exited":
                 if (gone := self._children.pop(job, None)) is not None:
+                    self.used = time.monotonic()
                     gone.exited.set_result(ChildExit(message["status"], message["peak_memory"]))
 
     def _lost(self) -> None:
@@ -210,17 +218,29 @@ class _Server:
 
 
 class ForkLauncher:
-    """Starts children through a fork server, which it restarts when it dies."""
+    """Starts children through a fork server, which it restarts when it dies.
 
-    def __init__(self, *, preload: str, entry: str) -> None:
+    With warm_seconds 0 the fork server is there from the start, so that children start at once. Else it is started for
+    the first child, and ended when none has run for so long, so that an idle service takes little memory.
+    """
+
+    def __init__(self, *, preload: str, entry: str, warm_seconds: float = 0.0) -> None:
         self._preload = preload
         self._entry = entry
+        self._warm_seconds = warm_seconds
         self._server: _Server | None = None
-        self._warm = Warmth()
+        self._warm, self._able = Warmth(), Warmth()
+        self._able.set(self._on_demand)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._wanted = asyncio.Event()
+
+    @property
+    def _on_demand(self) -> bool:
+        return self._warm_seconds > 0
 
     @property
     def warm(self) -> bool:
-        """Whether a child can be started right now."""
+        """Whether a child can be started without waiting."""
         return bool(self._warm)
 
     @property
@@ -229,43 +249,94 @@ class ForkLauncher:
         return self._server.process.pid if self._server else None
 
     async def wait_warm(self) -> None:
-        """Waits until a child can be started."""
+        """Waits until a child can be started without waiting."""
         await self._warm.wait(True)
 
-    async def wait_cold(self) -> None:
+    async def wait_able(self) -> None:
+        """Waits until children can be started, be it after the fork server has been."""
+        await self._able.wait(True)
+
+    async def wait_unable(self) -> None:
         """Waits until no child can be started, because the fork server died."""
-        await self._warm.wait(False)
+        await self._able.wait(False)
 
     async def run(self) -> None:
-        """Keeps a fork server alive until cancelled, then ends it with its children."""
+        """Keeps a fork server alive while one is wanted, until cancelled; then ends it with its children."""
         delay = RESTART_SECONDS
         while True:
+            if self._on_demand:
+                await self._wanted.wait()
             self._server = server = _Server.spawn(self._preload, self._entry, self._warm)
             try:
                 await asyncio.shield(server.ready)
                 logger.info("fork server %d is warm", server.process.pid)
                 delay = RESTART_SECONDS
-                await asyncio.shield(server.gone)
+                self._tell(None)
+                if await self._idle(server):
+                    continue
             except LaunchError as error:
                 logger.error("%s", error)
+                self._tell(error)
             finally:
-                await server.stop()
+                await self._end(server)
             logger.warning("the fork server ended with status %s; starting another", server.process.returncode)
             await asyncio.sleep(delay)
             delay = min(2 * delay, RESTART_CEILING_SECONDS)
 
+    def _tell(self, error: LaunchError | None) -> None:
+        """Tells those who wait for a fork server; one that is kept warm is waited for over failures."""
+        self._able.set(error is None)
+        for waiting in self._waiting:
+            if waiting.done():
+                continue
+            if error is None:
+                waiting.set_result(None)
+            elif self._on_demand:
+                waiting.set_exception(error)
+
+    async def _idle(self, server: _Server) -> bool:
+        """Waits until a fork server is not wanted any more; False when it died before."""
+        while not server.gone.done():
+            left = server.used + self._warm_seconds - time.monotonic()
+            if self._on_demand and left <= 0 and not server.busy and not self._waiting:
+                self._warm.set(False)
+                self._wanted.clear()
+                logger.info("fork server %d is not needed for now", server.process.pid)
+                return True
+            pause = max(left, self._warm_seconds / 10) if self._on_demand else None
+            await asyncio.wait((server.gone,), timeout=pause)
+        self._able.set(False)
+        return False
+
+    async def _end(self, server: _Server) -> None:
+        await server.stop()
+        self._server = None
+
     async def start(self, job_dir: Path, env: Mapping[str, str], *, entry: str | None = None) -> ForkedChild:
-        """Starts a child once the fork server is warm; entry (`module:function`) replaces the usual one."""
-        await self.wait_warm()
+        """Starts a child once the fork server is warm; entry (`module:function`) replaces the usual one.
+
+        Raises LaunchError when that fails, or when a fork server that is started for it does not come up.
+        """
+        self._wanted.set()
+        if not self.warm:
+            await self._warmed_up()
         if self._server is None:
             raise LaunchError("there is no fork server")
         return await self._server.start(job_dir, env, entry)
 
+    async def _warmed_up(self) -> None:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+
 
 @contextlib.asynccontextmanager
-async def running_launcher(*, preload: str, entry: str) -> AsyncIterator[ForkLauncher]:
-    """A launcher whose fork server lives as long as the context."""
-    launcher = ForkLauncher(preload=preload, entry=entry)
+async def running_launcher(*, preload: str, entry: str, warm_seconds: float = 0.0) -> AsyncIterator[ForkLauncher]:
+    """A launcher whose fork server lives no longer than the context."""
+    launcher = ForkLauncher(preload=preload, entry=entry, warm_seconds=warm_seconds)
     keeper = asyncio.create_task(launcher.run())
     try:
         yield launcher

@@ -108,10 +108,10 @@ class Worker:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _free_slot(self) -> None:
-        """Waits until another task can be started: a slot is free and the fork server is warm."""
+        """Waits until another task can be started: a slot is free and children can be started."""
         while len(self._running) >= self._slots:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        await self._launcher.wait_warm()
+        await self._launcher.wait_able()
 
     def _begin(self, message: Message) -> None:
         control = Control()
