@@ -288,6 +288,7 @@ class ListTasksRequest(_message.Message):
     ASCENDING_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     WITH_TOTAL_FIELD_NUMBER: _builtins.int
+    SOURCE_TASK_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Tasks per page, at most 1000. Default 50."""
     page_token: _builtins.str
@@ -306,6 +307,8 @@ class ListTasksRequest(_message.Message):
     """Skip so many tasks, for surfaces with numbered pages."""
     with_total: _builtins.bool
     """Count all tasks that match."""
+    source_task_id: _builtins.str
+    """Only evaluations and exports that start from this task."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.State.ValueType]:
         """Only these states."""
@@ -333,10 +336,11 @@ class ListTasksRequest(_message.Message):
         ascending: _builtins.bool = ...,
         offset: _builtins.int = ...,
         with_total: _builtins.bool = ...,
+        source_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ascending", b"ascending", "base_model_contains", b"base_model_contains", "keyword", b"keyword", "kinds", b"kinds", "labels", b"labels", "name_contains", b"name_contains", "offset", b"offset", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "with_total", b"with_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ascending", b"ascending", "base_model_contains", b"base_model_contains", "keyword", b"keyword", "kinds", b"kinds", "labels", b"labels", "name_contains", b"name_contains", "offset", b"offset", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "source_task_id", b"source_task_id", "states", b"states", "with_total", b"with_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
