@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,9 +27,7 @@ def problems(names: Sequence[str]) -> Iterator[str]:
     if not is_installed():
         yield "lm-evaluation-harness is not installed on this machine; install lm-eval, or leave suites out"
         return
-    from lm_eval.tasks import TaskManager
-
-    manager: Any = TaskManager()
+    manager: Any = import_module("lm_eval.tasks").TaskManager()
     known = set(manager.all_tasks)
     for name in names:
         if name not in known:
@@ -39,13 +38,11 @@ def problems(names: Sequence[str]) -> Iterator[str]:
 
 def run(names: Sequence[str], model: Any, tokenizer: Any) -> dict[str, float]:
     """The results of tasks by "<task>/<metric>" for a model in memory. Raises what the harness raises."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
     if model.config._attn_implementation == "segmented":
         model.set_attn_implementation("sdpa")
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
-    answer: Any = simple_evaluate(model=wrapped, tasks=list(names), log_samples=False, bootstrap_iters=0)
+    harness: Any = import_module("lm_eval")
+    wrapped = import_module("lm_eval.models.huggingface").HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    answer = harness.simple_evaluate(model=wrapped, tasks=list(names), log_samples=False, bootstrap_iters=0)
     return dict(_numbers(answer["results"]))
 
 

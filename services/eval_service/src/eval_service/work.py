@@ -210,7 +210,7 @@ def _learnt(finetune: spec_pb2.FinetuneSpec, columns: dict[str, str]) -> Learnt:
     return Learnt(labels=tuple(parameters.labels), columns=columns, **given)
 
 
-def _choice(spec: spec_pb2.EvaluateSpec) -> Choice:
+def _choice(spec: Any) -> Choice:
     names = {"sample_ratio": "ratio", "min_samples": "least", "max_samples": "most", "seed": "seed"}
     given: dict[str, Any] = {mine: getattr(spec, name) for name, mine in names.items() if spec.HasField(name)}
     if spec.split:
@@ -218,7 +218,7 @@ def _choice(spec: spec_pb2.EvaluateSpec) -> Choice:
     return Choice(**given)
 
 
-def _answering(sampling: spec_pb2.SamplingParameters) -> Answering:
+def _answering(sampling: Any) -> Answering:
     chosen = {name: getattr(sampling, name) for name in SAMPLING if sampling.HasField(name)}
     most = sampling.max_tokens if sampling.HasField("max_tokens") else Answering().max_tokens
     return Answering({**SAMPLING, **chosen}, most, tuple(sampling.stop))

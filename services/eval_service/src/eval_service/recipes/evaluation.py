@@ -1,26 +1,21 @@
 """Scores checkpoints of one base model on the same samples, recommends one, and writes the report."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
-from eval_service import scores, suites
-from eval_service.generation.engine.prompts import Prompts, end_tokens
-from eval_service.generation.engine.sampling import Sampling
+from eval_service import scores
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded, load
 from eval_service.recipes.samples import Reader, Samples
+from eval_service.recipes.scorer import Found, Scorer
 from eval_service.recipes.variants import Switch
 from eval_service.recommendation import recommend
 from eval_service.report.content import Scored, content_of
 from eval_service.report.files import write_report
 from eval_service.scoring.answers import measure_answers, needs_embedder
 from eval_service.scoring.embeddings import Embedder, HiddenStates, SentenceModel, installed_directory
-from eval_service.scoring.generation import Writing, write_answers
 from eval_service.scoring.measurements import Measurement, macro_f1, mean, perplexity
-from eval_service.scoring.perplexity import Forwarding, Losses
 from eval_service.scoring.totals import Card
-from modelkit.chat import ChatEncoder
 from modelkit.encoded import RowEncoder
 from modelkit.loading import quieten
 from workerkit.child.errors import OutputExists
@@ -30,18 +25,6 @@ from workerkit.child.stopping import StopRequest
 
 class Stopping(Exception):
     """The worker asked for an end."""
-
-
-@dataclass(slots=True)
-class Found:
-    """What was found of one checkpoint before its answers are compared."""
-
-    step: int
-    base_model: bool
-    losses: Losses | None = None
-    answers: list[str] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    suites: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(job: Job, events: EventWriter, stop: StopRequest) -> None:
@@ -61,7 +44,6 @@ class Evaluation:
 
     def __init__(self, job: Job, events: EventWriter, stop: StopRequest) -> None:
         self._job, self._events, self._stop = job, events, stop
-        self._names = tuple(job.scores) or tuple(scores.measurable(job.learnt.objective))
         self._total = len(job.candidates) + job.include_base_model
         self._done = self._samples = 0
 
@@ -75,7 +57,8 @@ class Evaluation:
         first = job.candidates[0].directory if job.candidates else None
         loaded = load(job.model_dir, first, classifies=job.learnt.objective == "CLASSIFICATION")
         samples, encoder = Reader(job, loaded.tokenizer, loaded.config, loaded.labels, events).read()
-        names = [name for name in self._names if _fits(name, samples)]
+        wanted = job.scores or tuple(scores.measurable(job.learnt.objective))
+        names = [name for name in wanted if _fits(name, samples)]
         events.log(
             f"{self._total} checkpoints on {len(samples)} of {samples.rows} {samples.split} rows: {', '.join(names)}"
         )
@@ -85,67 +68,32 @@ class Evaluation:
         del loaded
         events.phase("comparing answers")
         scored = [self._measure(item, samples, names, labels, embedder) for item in found]
-        self._report(scored, samples, names, labels, embedder)
+        self._report(scored, samples, labels, embedder)
 
     def _score_all(self, loaded: Loaded, samples: Samples, encoder: RowEncoder, names: Sequence[str]) -> list[Found]:
+        """What each checkpoint makes of the samples; the model is the base model again at the end."""
         job, found = self._job, []
         self._samples = len(samples)
         self._events.started(step=0, total_steps=self._total * len(samples))
         switch = Switch(loaded.model, job.model_dir)
-        forwarding = Forwarding(
-            samples.sequences, samples.belongs, loaded.model, pad_id=loaded.pad_id, between=self._look
-        )
+        scorer = Scorer(job, loaded, samples, encoder, names, self._tell)
         if job.include_base_model:
             self._events.phase("scoring the base model")
-            found.append(self._score(0, True, loaded, samples, encoder, forwarding, names))
+            found.append(self._scored(scorer.score(0, base_model=True)))
         for candidate in job.candidates:
             self._events.phase(f"scoring checkpoint {candidate.step}")
             switch.to(candidate.directory)
-            found.append(self._score(candidate.step, False, loaded, samples, encoder, forwarding, names))
+            found.append(self._scored(scorer.score(candidate.step)))
         switch.to_base()
         return found
 
-    def _score(
-        self,
-        step: int,
-        base_model: bool,
-        loaded: Loaded,
-        samples: Samples,
-        encoder: RowEncoder,
-        forwarding: Forwarding,
-        names: Sequence[str],
-    ) -> Found:
-        """What one checkpoint, which the model is now, makes of the samples."""
-        found = Found(step, base_model)
-        if "perplexity" in names:
-            found.losses = forwarding.losses(loaded.model)
-            value = perplexity("perplexity", found.losses.sums.tolist(), found.losses.tokens.tolist()).value
-            self._events.metrics(step, {"perplexity": value})
-        if any(scores.BY_NAME[name].needs == scores.CLASSES for name in names):
-            found.classes = forwarding.classes(loaded.model).tolist()
-        if isinstance(encoder, ChatEncoder) and any(scores.BY_NAME[name].needs == scores.ANSWERS for name in names):
-            found.answers = self._write(loaded, samples, encoder)
-        if self._job.suites:
-            self._look()
-            found.suites = suites.run(self._job.suites, loaded.model, loaded.tokenizer)
+    def _scored(self, found: Found) -> Found:
+        """Tells what is known of a checkpoint before its answers are compared."""
+        if found.losses is not None:
+            self._events.metrics(found.step, {"perplexity": _perplexity(found).value})
         self._done += 1
         self._tell(0.0, always=True)
         return found
-
-    def _write(self, loaded: Loaded, samples: Samples, encoder: ChatEncoder) -> list[str]:
-        """The text of an answer to each sample."""
-        tokenizer, answering = loaded.tokenizer, self._job.answering
-        special = set(tokenizer.all_special_ids)
-        ends = end_tokens(
-            [loaded.config.eos_token_id, loaded.model.generation_config.eos_token_id, tokenizer.eos_token_id],
-            Prompts(encoder.template.source, encoder.template.special_tokens),
-            lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
-            lambda token: token in special,
-        )
-        writing = Writing(Sampling(**dict(answering.sampling)), answering.max_tokens, ends)
-        answers = write_answers(loaded.model, samples.prompts, writing, self._counting(answering.max_tokens))
-        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
-        return [_cut(text, answering.stop).strip() for text in texts]
 
     def _embedder(self, loaded: Loaded) -> Embedder:
         """The model that embeds sentences; that of the base model only where no other is there."""
@@ -160,38 +108,26 @@ class Evaluation:
         return HiddenStates(loaded.model, loaded.tokenizer, loaded.device)
 
     def _measure(
-        self,
-        found: Found,
-        samples: Samples,
-        names: Sequence[str],
-        labels: Sequence[str],
-        embedder: Embedder | None,
+        self, found: Found, samples: Samples, names: Sequence[str], labels: Sequence[str], embedder: Embedder | None
     ) -> Scored:
         """The scores of a checkpoint, told as metrics of its step."""
-        self._look()
+        self._tell(0.0)
         measured: dict[str, Measurement] = {}
         if found.losses is not None:
-            measured["perplexity"] = perplexity("perplexity", found.losses.sums.tolist(), found.losses.tokens.tolist())
+            measured["perplexity"] = _perplexity(found)
         if found.answers:
             measured |= measure_answers(names, samples.questions, found.answers, embedder)
         if found.classes:
             measured |= _class_scores(names, samples.classes, found.classes, len(labels))
         ordered = {name: measured[name] for name in names if name in measured}
-        card = Card(found.step, ordered, found.base_model)
         self._events.metrics(found.step, {name: item.value for name, item in ordered.items()})
-        return Scored(card, found.answers, found.classes, found.suites)
+        return Scored(Card(found.step, ordered, found.base_model), found.answers, found.classes, found.suites)
 
     def _report(
-        self,
-        scored: Sequence[Scored],
-        samples: Samples,
-        names: Sequence[str],
-        labels: Sequence[str],
-        embedder: Embedder | None,
+        self, scored: Sequence[Scored], samples: Samples, labels: Sequence[str], embedder: Embedder | None
     ) -> None:
         job = self._job
-        shared = [name for name in names if all(name in item.card.measurements for item in scored)]
-        shares = scores.shares(shared, job.weights)
+        shares = scores.shares(scored[0].card.measurements, job.weights) if scored else {}
         advice = recommend([item.card for item in scored], shares, seed=job.choice.seed)
         name = embedder.name if embedder else ""
         content = content_of(job, scored, samples, shares=shares, advice=advice, labels=labels, embedder=name)
@@ -203,25 +139,10 @@ class Evaluation:
         self._events.log(advice.words.en)
         self._events.done(path=job.output_dir, step=advice.step)
 
-    def _look(self) -> None:
-        """Raises Stopping when the worker has asked for an end."""
+    def _tell(self, share: float, *, always: bool = False) -> None:
+        """Tells how far this is: a share of the checkpoint that is being scored. Raises Stopping."""
         if self._stop.requested:
             raise Stopping
-
-    def _counting(self, most: int) -> Callable[[], None]:
-        """What is called for each token of a batch of answers."""
-        written = 0
-
-        def between() -> None:
-            nonlocal written
-            self._look()
-            self._tell(min(1.0, written / most))
-            written += 1
-
-        return between
-
-    def _tell(self, share: float, *, always: bool = False) -> None:
-        """Tells how far this is: a share of the checkpoint that is being scored."""
         done = self._done + share
         samples = self._samples
         self._events.progress(step=int(done * samples), total_steps=self._total * samples, epoch=done, always=always)
@@ -235,6 +156,11 @@ def _fits(name: str, samples: Samples) -> bool:
     return needs != scores.CLASSES or all(number >= 0 for number in samples.classes)
 
 
+def _perplexity(found: Found) -> Measurement:
+    assert found.losses is not None
+    return perplexity("perplexity", found.losses.sums.tolist(), found.losses.tokens.tolist())
+
+
 def _class_scores(
     names: Sequence[str], actual: Sequence[int], told: Sequence[int], classes: int
 ) -> Mapping[str, Measurement]:
@@ -245,9 +171,3 @@ def _class_scores(
         "confusion": mean("confusion", [1 - value for value in right]),
     }
     return {name: measurement for name, measurement in found.items() if name in names}
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """A text up to the first of some texts that end it."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else text

@@ -133,8 +133,8 @@ def _charts(content: Mapping[str, Any]) -> Iterable[str]:
 def _values(item: Mapping[str, Any], name: str) -> tuple[float | None, float | None, float | None]:
     if name == "total":
         return item["total"], item["total_low"], item["total_high"]
-    value = next((value for value in item["values"] if value["name"] == name), {})
-    return value.get("value"), value.get("low"), value.get("high")
+    found: dict[str, float | None] = next((value for value in item["values"] if value["name"] == name), {})
+    return found.get("value"), found.get("low"), found.get("high")
 
 
 def _matrices(content: Mapping[str, Any]) -> Iterable[str]:
