@@ -14,28 +14,32 @@ from tunesmith_local.layout import DataDirectory
 _API = "$JS.API"
 SUBSCRIBER = "subscriber"
 
+_WORKER: tuple[list[str], list[str]] = (
+    [
+        "fact.>",
+        "log.>",
+        "deadletter.>",
+        f"{_API}.INFO",
+        f"{_API}.STREAM.CREATE.*",
+        f"{_API}.STREAM.INFO.*",
+        f"{_API}.CONSUMER.CREATE.{subjects.WORK}.>",
+        f"{_API}.CONSUMER.DURABLE.CREATE.{subjects.WORK}.*",
+        f"{_API}.CONSUMER.INFO.{subjects.WORK}.*",
+        f"{_API}.CONSUMER.MSG.NEXT.{subjects.WORK}.*",
+        f"$JS.ACK.{subjects.WORK}.>",
+    ],
+    ["_INBOX.>", subjects.state_changes_of("*")],
+)
+
 # What a service publishes and subscribes to; answers come to inboxes. The subscriber hears of every task.
 PERMISSIONS: dict[str, tuple[list[str], list[str]]] = {
     "task-service": (
         ["work.>", "tunesmith.v1.>", "deadletter.>", f"{_API}.>", "$JS.ACK.>"],
         ["_INBOX.>"],
     ),
-    "trainer": (
-        [
-            "fact.>",
-            "log.>",
-            "deadletter.>",
-            f"{_API}.INFO",
-            f"{_API}.STREAM.CREATE.*",
-            f"{_API}.STREAM.INFO.*",
-            f"{_API}.CONSUMER.CREATE.{subjects.WORK}.>",
-            f"{_API}.CONSUMER.DURABLE.CREATE.{subjects.WORK}.*",
-            f"{_API}.CONSUMER.INFO.{subjects.WORK}.*",
-            f"{_API}.CONSUMER.MSG.NEXT.{subjects.WORK}.*",
-            f"$JS.ACK.{subjects.WORK}.>",
-        ],
-        ["_INBOX.>", subjects.state_changes_of("*")],
-    ),
+    "trainer": _WORKER,
+    "eval-service": _WORKER,
+    "export-service": _WORKER,
     SUBSCRIBER: (
         [
             f"{_API}.INFO",

@@ -20,6 +20,7 @@ NATS, NATS_MONITOR = "nats", "nats-monitor"
 TASK, EVAL, EXPORT, GATEWAY = "task-service", "eval-service", "export-service", "gateway"
 SERVICES = (TASK, "trainer", EVAL, EXPORT)
 RELEASE_SECONDS = 20.0
+EXPORTS_AT_ONCE = "2"
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -58,8 +59,8 @@ def programs(request: Request, ports: Mapping[str, int]) -> list[Program]:
     return [
         Program(NATS, broker.command, nats_serving(ports[NATS]), port=ports[NATS], fault=fault),
         _task_service(request, ports, accounts[TASK]),
-        _plain_service(request, ports, EVAL, "eval_service"),
-        _plain_service(request, ports, EXPORT, "export_service"),
+        _worker(request, ports, EVAL, "eval_service", EVAL, accounts[EVAL]),
+        _worker(request, ports, EXPORT, "export_service", EXPORT, accounts[EXPORT], slots=EXPORTS_AT_ONCE),
         *(_trainer(request, ports, name, accounts["trainer"]) for name in request.trainers),
         _gateway(request, ports),
     ]
@@ -86,10 +87,6 @@ def _service(
     )
 
 
-def _plain_service(request: Request, ports: Mapping[str, int], name: str, module: str) -> Program:
-    return _service(request, ports, name, module, name)
-
-
 def _nats_settings(ports: Mapping[str, int], account: nats.Account) -> dict[str, str]:
     url = f"nats://{LOOPBACK}:{ports[NATS]}"
     return {"nats_url": url, "nats_user": account.user, "nats_password": account.password}
@@ -109,20 +106,35 @@ def _task_service(request: Request, ports: Mapping[str, int], account: nats.Acco
 
 
 def _trainer(request: Request, ports: Mapping[str, int], name: str, account: nats.Account) -> Program:
+    settings = {
+        "calibration_file": str(request.data.work / "calibration.json"),
+        "cpu_fallback": os.environ.get("TUNESMITH_CPU_FALLBACK", "true"),
+    }
+    return _worker(request, ports, name, "trainer_service", "trainer", account, **settings)
+
+
+def _worker(
+    request: Request,
+    ports: Mapping[str, int],
+    name: str,
+    module: str,
+    role: str,
+    account: nats.Account,
+    **settings: str,
+) -> Program:
+    """A service that works on tasks."""
     data = request.data
     release = float(os.environ.get("TUNESMITH_RELEASE_SECONDS", RELEASE_SECONDS))
-    settings = {
+    common = {
         **_nats_settings(ports, account),
         "task_service_target": f"{LOOPBACK}:{ports[TASK]}",
         "allowed_roots": os.pathsep.join(str(root) for root in (data.root, *request.allowed_roots)),
         "private_paths": os.pathsep.join(map(str, data.private)),
         "output_root": str(data.outputs),
         "work_dir": str(data.work / name),
-        "calibration_file": str(data.work / "calibration.json"),
         "release_seconds": str(release),
-        "cpu_fallback": os.environ.get("TUNESMITH_CPU_FALLBACK", "true"),
     }
-    program = _service(request, ports, name, "trainer_service", "trainer", NATS, TASK, **settings)
+    program = _service(request, ports, name, module, role, NATS, TASK, **common, **settings)
     return replace(program, stop_seconds=release + 10)
 
 
