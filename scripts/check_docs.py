@@ -22,6 +22,7 @@ TRANSLATED = {
     "docs/parameters.md": "docs/parameters.zh.md",
     "docs/http.md": "docs/http.zh.md",
     "docs/memory-and-presets.md": "docs/memory-and-presets.zh.md",
+    "docs/evaluation.md": "docs/evaluation.zh.md",
 }
 SETTINGS: tuple[type[BaseSettings], ...] = (
     EvalSettings,

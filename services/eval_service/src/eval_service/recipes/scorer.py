@@ -1,0 +1,97 @@
+"""Scores one checkpoint on the samples, while the model in memory is that checkpoint."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval_service import scores, suites
+from eval_service.generation.engine.prompts import Prompts, end_tokens
+from eval_service.generation.engine.sampling import Sampling
+from eval_service.recipes.job import Job
+from eval_service.recipes.model import Loaded
+from eval_service.recipes.samples import Samples
+from eval_service.scoring.generation import Writing, write_answers
+from eval_service.scoring.perplexity import Forwarding, Losses
+from modelkit.chat import ChatEncoder
+from modelkit.encoded import RowEncoder
+
+# Told the share of a checkpoint's work that is done; raises when the worker wants an end.
+Tell = Callable[[float], None]
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found of one checkpoint before its answers are compared."""
+
+    step: int
+    base_model: bool
+    losses: Losses | None = None
+    answers: list[str] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    suites: dict[str, float] = field(default_factory=dict)
+
+
+class Scorer:
+    """Finds what the named scores are computed from. The samples are cut into batches once for all checkpoints."""
+
+    def __init__(
+        self, job: Job, loaded: Loaded, samples: Samples, encoder: RowEncoder, names: Sequence[str], tell: Tell
+    ) -> None:
+        self._job, self._loaded, self._samples, self._tell = job, loaded, samples, tell
+        self._needs = {scores.BY_NAME[name].needs for name in names}
+        self._wants_losses = "perplexity" in names
+        self._forwarding = Forwarding(
+            samples.sequences, samples.belongs, loaded.model, pad_id=loaded.pad_id, between=lambda: tell(0.0)
+        )
+        self._writing = self._written_so(encoder) if isinstance(encoder, ChatEncoder) else None
+
+    def score(self, step: int, *, base_model: bool = False) -> Found:
+        """What the model, as it is now, makes of the samples."""
+        model = self._loaded.model
+        found = Found(step, base_model)
+        if self._wants_losses:
+            found.losses = self._forwarding.losses(model)
+        if scores.CLASSES in self._needs:
+            found.classes = self._forwarding.classes(model).tolist()
+        if scores.ANSWERS in self._needs and self._writing is not None:
+            found.answers = self._answers(self._writing)
+        if self._job.suites:
+            self._tell(1.0)
+            found.suites = suites.run(self._job.suites, model, self._loaded.tokenizer)
+        return found
+
+    def _answers(self, writing: Writing) -> list[str]:
+        """The text of an answer to each sample."""
+        tokens = write_answers(self._loaded.model, self._samples.prompts, writing, self._counting())
+        texts = [self._loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
+        return [cut(text, self._job.answering.stop).strip() for text in texts]
+
+    def _written_so(self, encoder: ChatEncoder) -> Writing:
+        tokenizer, answering = self._loaded.tokenizer, self._job.answering
+        special = set(tokenizer.all_special_ids)
+        configured = (self._loaded.config, self._loaded.model.generation_config, tokenizer)
+        ends = end_tokens(
+            [getattr(item, "eos_token_id", None) for item in configured],
+            Prompts(encoder.template.source, encoder.template.special_tokens),
+            lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
+            lambda token: token in special,
+        )
+        chosen: Any = answering.sampling
+        return Writing(Sampling(**chosen), answering.max_tokens, ends)
+
+    def _counting(self) -> Callable[[], None]:
+        """What is called for each token of a batch of answers."""
+        written, most = 0, self._job.answering.max_tokens
+
+        def between() -> None:
+            nonlocal written
+            self._tell(min(1.0, written / most))
+            written += 1
+
+        return between
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """A text up to the first of some texts that end it."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text
