@@ -1,6 +1,10 @@
 """Files that are uploaded as datasets: names and forms, and what nobody could read."""
 
+import gzip
+import tarfile
+import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +13,7 @@ from servicekit.errors import (
 )
 from services.task_service.tests.harness import Client, Service
 from services.task_service.tests.uploads import ROWS, archive, nothing_is_left, sqlite_only, stub, upload
-from task_service.datasets.files import clean_file_name
+from task_service.datasets.files import clean_file_name, unreadable
 from tunesmith.task.v1 import dataset_service_pb2 as pb
 
 
@@ -87,3 +91,32 @@ async def test_the_first_message_describes_the_file_and_no_other(alice: Client) 
 def test_names_of_files_lose_directories_and_what_cannot_be_seen(name: str, clean: str) -> None:
     assert clean_file_name(name) == clean
     assert len(clean.encode()) <= 255
+
+
+def test_a_look_at_an_archive_takes_no_more_memory_than_a_block(tmp_path: Path) -> None:
+    """Fault 45: its first header says that it goes on for 32 MiB, of which a few kilobytes are stored."""
+    header = tarfile.TarInfo("a.jsonl")
+    header.type, header.size = tarfile.XHDTYPE, 32 << 20
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT) + bytes(header.size))
+    tracemalloc.start()
+    try:
+        unreadable(tmp_path / "a.tar.gz", ".tar.gz")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (bytes(1024), ""),
+    (tarfile.TarInfo("a").tobuf(), ""),
+    (tarfile.TarInfo("a").tobuf()[:400], "it is not a TAR archive"),
+    (b"x" * 1024, "it is not a TAR archive"),
+    (b"", "it is not a TAR archive"),
+])  # fmt: skip
+def test_a_tar_archive_is_known_by_its_first_block(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(content))
+    assert unreadable(tmp_path / "a.tar", ".tar") == unreadable(tmp_path / "a.tar.gz", ".tar.gz") == words
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    assert unreadable(tmp_path / "a.tar.gz", ".tar.gz") == "it is not a TAR archive"

@@ -3,6 +3,7 @@
 import re
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 ENDINGS = (".tar.gz", ".jsonl", ".json", ".csv", ".parquet", ".txt", ".zip", ".tar")
@@ -10,6 +11,7 @@ TEXTS = frozenset({".jsonl", ".json", ".csv", ".txt"})
 NAME_BYTES = 255
 HEAD_BYTES = 64 * 1024
 PARQUET = b"PAR1"
+GZIP_WINDOW = 16 + zlib.MAX_WBITS  # with gzip's own header
 
 _SEPARATORS = re.compile(r"[/\\]")
 
@@ -36,7 +38,7 @@ def unreadable(path: Path, end: str) -> str:
         return "" if _is_parquet(path) else "it is not a Parquet file"
     if end == ".zip":
         return "" if zipfile.is_zipfile(path) else "it is not a ZIP archive, or is cut off"
-    return "" if tarfile.is_tarfile(path) else "it is not a TAR archive"
+    return "" if _is_tar(path, compressed=end == ".tar.gz") else "it is not a TAR archive"
 
 
 def _not_text(path: Path) -> str:
@@ -56,6 +58,21 @@ def _is_utf8(line: bytes, *, cut_off: bool) -> bool:
         line.decode()
     except UnicodeDecodeError as error:
         return cut_off and error.reason == "unexpected end of data"
+    return True
+
+
+def _is_tar(path: Path, *, compressed: bool) -> bool:
+    """By its first block; tarfile itself would take a whole header into memory, however long it says it is."""
+    with path.open("rb") as file:
+        block = file.read(HEAD_BYTES)
+    try:
+        if compressed:
+            block = zlib.decompressobj(GZIP_WINDOW).decompress(block, tarfile.BLOCKSIZE)
+        tarfile.TarInfo.frombuf(block[: tarfile.BLOCKSIZE], tarfile.ENCODING, "surrogateescape")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+        return True  # of an empty archive
+    except (tarfile.HeaderError, zlib.error):
+        return False
     return True
 
 
