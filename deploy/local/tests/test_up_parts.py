@@ -146,7 +146,16 @@ def test_table(data: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first["TUNESMITH_WORK_DIR"] != second["TUNESMITH_WORK_DIR"]
     assert first["TUNESMITH_CALIBRATION_FILE"] == second["TUNESMITH_CALIBRATION_FILE"]
     assert first["TUNESMITH_ALLOWED_ROOTS"] == f"{data.root}:/models"
+    for name in ("eval-service", "export-service"):
+        program, environment = table[name], table[name].environment
+        assert environment["TUNESMITH_WORK_DIR"] == str(data.work / name)
+        assert environment["TUNESMITH_NATS_USER"] == name
+        assert environment["TUNESMITH_TASK_SERVICE_TARGET"] == f"127.0.0.1:{assigned['task-service']}"
+        assert set(program.depends_on) == {"nats", "task-service"}
+        assert program.stop_seconds > float(environment["TUNESMITH_RELEASE_SECONDS"])
+    export = table["export-service"].environment
     gateway = table["gateway"].environment
+    assert export["TUNESMITH_TRAINER_TARGET"] == gateway["TUNESMITH_TRAINER_TARGET"]
     assert gateway["TUNESMITH_TRAINER_TARGET"] == (
         f"ipv4:127.0.0.1:{assigned['trainer-1']},127.0.0.1:{assigned['trainer-2']}"
     )
@@ -220,16 +229,21 @@ async def broker(data: DataDirectory) -> AsyncIterator[Broker]:
     await process.wait()
 
 
-async def test_each_service_may_do_its_own_work_on_the_broker(broker: Broker) -> None:
-    async with broker.bus("task-service") as task, broker.bus("trainer") as trainer:
+WORKERS = [("trainer", "finetune"), ("eval-service", "evaluate"), ("export-service", "export")]
+
+
+@pytest.mark.parametrize(("name", "kind"), WORKERS)
+async def test_each_service_may_do_its_own_work_on_the_broker(broker: Broker, name: str, kind: str) -> None:
+    async with broker.bus("task-service") as task, broker.bus(name) as worker:
         await task.ensure_streams()
-        await task.publish("work.finetune.default.t1", b"item")
-        work = trainer.consumer("WORK", "finetune-default", "work.finetune.default.>")
+        await task.publish(f"work.{kind}.default.t1", b"item")
+        work = worker.consumer("WORK", f"{kind}-default", f"work.{kind}.default.>")
         (message,) = await work.fetch(1, 5)
         await message.in_progress()
         await message.ack_sync()
-        await trainer.publish("fact.t1", b"fact")
-        await trainer.publish("log.t1", b"line")
+        await worker.publish(f"deadletter.work.{kind}.default.t1", b"not an item")
+        await worker.publish("fact.t1", b"fact")
+        await worker.publish("log.t1", b"line")
         facts = task.consumer("FACTS", "task-service", "fact.>")
         assert [fact.data for fact in await facts.fetch(1, 5)] == [b"fact"]
         heard: list[str] = []
@@ -237,8 +251,8 @@ async def test_each_service_may_do_its_own_work_on_the_broker(broker: Broker) ->
         async def listen(subject: str, data: bytes) -> None:
             heard.append(subject)
 
-        await trainer.subscribe(subjects.state_changes_of("t1"), listen)
-        await trainer.publish("log.t1", b"answered after the subscription was taken")
+        await worker.subscribe(subjects.state_changes_of("t1"), listen)
+        await worker.publish("log.t1", b"answered after the subscription was taken")
         await task.publish("tunesmith.v1.task.stopping.t1", b"")
         await eventually(lambda: heard == ["tunesmith.v1.task.stopping.t1"])
 
@@ -246,7 +260,14 @@ async def test_each_service_may_do_its_own_work_on_the_broker(broker: Broker) ->
 async def test_services_may_not_speak_for_each_other(broker: Broker) -> None:
     forbidden = ["tunesmith.v1.task.completed.t1", "work.finetune.default.t1", "$JS.API.STREAM.PURGE.EVENTS"]
     forbidden += ["$JS.API.STREAM.DELETE.WORK", "$JS.API.STREAM.UPDATE.WORK", "$JS.API.CONSUMER.CREATE.FACTS.x.fact.t1"]
-    await broker.assert_refused("trainer", publish=forbidden, subscribe=["fact.>", ">", "tunesmith.v1.quota.>"])
+    for name, kind in WORKERS:
+        others = [other for _, other in WORKERS if other != kind]
+        foreign = [f"$JS.API.CONSUMER.MSG.NEXT.WORK.{other}-default" for other in others]
+        foreign += [f"$JS.ACK.WORK.{other}-default.1.1.1.1.0" for other in others]
+        foreign += [f"$JS.API.CONSUMER.CREATE.WORK.{kind}-default.work.{other}.default.>" for other in others]
+        foreign += [f"$JS.API.CONSUMER.DURABLE.CREATE.WORK.{kind}-default", "deadletter.work.else.default.t1"]
+        subscribe = ["fact.>", ">", "tunesmith.v1.quota.>"]
+        await broker.assert_refused(name, publish=forbidden + foreign, subscribe=subscribe)
     await broker.assert_refused("task-service", publish=["fact.t1", "log.t1"], subscribe=["log.t1"])
 
 

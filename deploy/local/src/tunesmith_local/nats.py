@@ -1,6 +1,7 @@
 """Configuration of nats-server: durable JetStream, and one user per service that may do what its service does."""
 
 import json
+import os
 import secrets
 import sysconfig
 from dataclasses import asdict, dataclass
@@ -14,22 +15,25 @@ from tunesmith_local.layout import DataDirectory
 _API = "$JS.API"
 SUBSCRIBER = "subscriber"
 
-_WORKER: tuple[list[str], list[str]] = (
-    [
+
+def _worker(kind: str) -> tuple[list[str], list[str]]:
+    """What workers for tasks of one kind may do: pull those of this machine's pool, and tell of them."""
+    pool = os.environ.get("TUNESMITH_POOL", "default")
+    queue = f"{subjects.WORK}.{kind}-{pool}"
+    publish = [
         "fact.>",
         "log.>",
-        "deadletter.>",
+        subjects.deadletter(subjects.work_filter(kind, pool)),
         f"{_API}.INFO",
         f"{_API}.STREAM.CREATE.*",
         f"{_API}.STREAM.INFO.*",
-        f"{_API}.CONSUMER.CREATE.{subjects.WORK}.>",
-        f"{_API}.CONSUMER.DURABLE.CREATE.{subjects.WORK}.*",
-        f"{_API}.CONSUMER.INFO.{subjects.WORK}.*",
-        f"{_API}.CONSUMER.MSG.NEXT.{subjects.WORK}.*",
-        f"$JS.ACK.{subjects.WORK}.>",
-    ],
-    ["_INBOX.>", subjects.state_changes_of("*")],
-)
+        f"{_API}.CONSUMER.CREATE.{queue}.{subjects.work_filter(kind, pool)}",
+        f"{_API}.CONSUMER.INFO.{queue}",
+        f"{_API}.CONSUMER.MSG.NEXT.{queue}",
+        f"$JS.ACK.{queue}.>",
+    ]
+    return publish, ["_INBOX.>", subjects.state_changes_of("*")]
+
 
 # What a service publishes and subscribes to; answers come to inboxes. The subscriber hears of every task.
 PERMISSIONS: dict[str, tuple[list[str], list[str]]] = {
@@ -37,9 +41,9 @@ PERMISSIONS: dict[str, tuple[list[str], list[str]]] = {
         ["work.>", "tunesmith.v1.>", "deadletter.>", f"{_API}.>", "$JS.ACK.>"],
         ["_INBOX.>"],
     ),
-    "trainer": _WORKER,
-    "eval-service": _WORKER,
-    "export-service": _WORKER,
+    "trainer": _worker("finetune"),
+    "eval-service": _worker("evaluate"),
+    "export-service": _worker("export"),
     SUBSCRIBER: (
         [
             f"{_API}.INFO",

@@ -60,7 +60,7 @@ def programs(request: Request, ports: Mapping[str, int]) -> list[Program]:
         Program(NATS, broker.command, nats_serving(ports[NATS]), port=ports[NATS], fault=fault),
         _task_service(request, ports, accounts[TASK]),
         _worker(request, ports, EVAL, "eval_service", EVAL, accounts[EVAL]),
-        _worker(request, ports, EXPORT, "export_service", EXPORT, accounts[EXPORT], slots=EXPORTS_AT_ONCE),
+        _export(request, ports, accounts[EXPORT]),
         *(_trainer(request, ports, name, accounts["trainer"]) for name in request.trainers),
         _gateway(request, ports),
     ]
@@ -111,6 +111,11 @@ def _trainer(request: Request, ports: Mapping[str, int], name: str, account: nat
         "cpu_fallback": os.environ.get("TUNESMITH_CPU_FALLBACK", "true"),
     }
     return _worker(request, ports, name, "trainer_service", "trainer", account, **settings)
+
+
+def _export(request: Request, ports: Mapping[str, int], account: nats.Account) -> Program:
+    settings = {"slots": EXPORTS_AT_ONCE, "trainer_target": _trainers(request, ports)}
+    return _worker(request, ports, EXPORT, "export_service", EXPORT, account, **settings)
 
 
 def _worker(

@@ -188,6 +188,7 @@ class EventBus:
     ) -> PullConsumer:
         """A durable consumer; it and its stream are created when they are missing."""
         config = ConsumerConfig(
+            name=durable,  # so that the request names the filter, which permissions are about
             durable_name=durable,
             filter_subject=filter_subject,
             ack_policy=AckPolicy.EXPLICIT,
