@@ -222,9 +222,9 @@ def test_an_interrupted_answer_ends_the_command(server: Any) -> None:
 
 def test_tasks_of_one_kind(tunesmith: Tunesmith, server: Any) -> None:
     server.add_task("package", spec={"export": {"source_task_id": "t"}})
-    rows = tunesmith("tasks", "list", "--kind", "export").stdout.splitlines()
+    rows = tunesmith("tasks", "list", "--kind", "export", "--source", "t").stdout.splitlines()
     assert "export" in rows[1]
-    assert "kinds=KIND_EXPORT" in server.requests[-1][1]
+    assert all(word in server.requests[-1][1] for word in ("kinds=KIND_EXPORT", "source_task_id=t"))
     assert "starts from" in tunesmith("tasks", "show", TASK).stdout
 
 

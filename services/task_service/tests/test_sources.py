@@ -350,6 +350,21 @@ async def test_tasks_are_listed_by_kind(service: Service, alice: Client) -> None
         assert [item.id for item in (await alice.page(kinds=[kind])).tasks] == [task.id]
 
 
+async def test_tasks_are_listed_by_their_source(service: Service, alice: Client, bob: Client) -> None:
+    """M19: what came after a training is found by its id."""
+    first, _ = await training(service, alice, end="completed")
+    spec = language_model_spec()
+    spec.finetune.base_model = f"task:{first.id}"
+    second, _ = await training(service, alice, 10, end="completed", spec=spec, depends_on=[first.id])
+    scores, package = await alice.create(spec=evaluation(second.id)), await alice.create(spec=export(second.id))
+    found = (await alice.page(source_task_id=second.id, with_total=True)).tasks
+    assert [item.id for item in found] == [package.id, scores.id]
+    one = await alice.page(source_task_id=second.id, kinds=[task_pb2.KIND_EVALUATE])
+    assert [item.id for item in one.tasks] == [scores.id]
+    for client, task_id in ((alice, first.id), (bob, second.id), (alice, "no\0body")):
+        assert list((await client.page(source_task_id=task_id)).tasks) == []
+
+
 @pytest.mark.parametrize("round_", range(4))
 async def test_deleting_a_source_races_with_its_use(service: Service, alice: Client, round_: int) -> None:
     """Either the source is gone and nothing starts from it, or it stays."""

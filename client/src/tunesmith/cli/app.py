@@ -148,6 +148,9 @@ def list_tasks(
     kind: Annotated[
         Literal["finetune", "evaluate", "export"] | None, typer.Option(help="Only this kind of work.")
     ] = None,
+    source: Annotated[
+        str, typer.Option(metavar="TASK", help="Only evaluations and exports of this task.", show_default=False)
+    ] = "",
     name: Annotated[str, typer.Option(help="Only names that contain this.", show_default=False)] = "",
     limit: Limit = 50,
     json: Json = False,
@@ -159,7 +162,7 @@ def list_tasks(
     from tunesmith.cli.commands import Session
 
     with Session(url, token, data_dir, json=json) as session:
-        session.list_tasks(states or [], kind or "", name, limit)
+        session.list_tasks(states or [], kind or "", source, name, limit)
 
 
 @tasks.command()

@@ -81,9 +81,10 @@ class Session:
         else:
             self.console.print(nothing)
 
-    def list_tasks(self, states: list[str], kind: str, name: str, limit: int) -> None:
+    def list_tasks(self, states: list[str], kind: str, source: str, name: str, limit: int) -> None:
         """Prints tasks, newest first."""
-        request = ListTasksRequest(name_contains=name, states=[_state(word) for word in states])
+        states_asked = [_state(word) for word in states]
+        request = ListTasksRequest(name_contains=name, source_task_id=source, states=states_asked)
         request.kinds.extend([task_pb2.Kind.Value(f"KIND_{kind.upper()}")] if kind else [])
         found: list[Task] = []
         request.page_size = min(limit, 1000)

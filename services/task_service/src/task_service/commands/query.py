@@ -35,6 +35,7 @@ class Queries:
             base_model_contains=request.base_model_contains,
             keyword=request.keyword,
             labels=dict(request.labels),
+            source_task_id=request.source_task_id,
             order_by=request.order_by,
             ascending=request.ascending,
         )

@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from servicekit.identity import Principal
-from task_service.database.models import TaskLabelRow, TaskRow
+from task_service.database.models import TaskLabelRow, TaskRow, TaskSourceRow
 from task_service.database.paging import DEFAULT_PAGE_SIZE, digest, page_token, parse_page_token
 from task_service.database.tasks import visible_to
+from task_service.database.types import storable
 
 # By TaskOrder of the proto. Numbers are given in the order of creation.
 ORDERS: dict[int, InstrumentedAttribute[Any] | None] = {
@@ -35,6 +36,7 @@ class TaskQuery:
     base_model_contains: str = ""
     keyword: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    source_task_id: str = ""
     order_by: int = 0
     ascending: bool = False
 
@@ -91,6 +93,11 @@ def _conditions(principal: Principal, query: TaskQuery) -> list[ColumnElement[bo
     for key, value in query.labels.items():
         labelled = select(TaskLabelRow.task_number).where(TaskLabelRow.digest == label_digest(key, value))
         conditions.append(TaskRow.number.in_(labelled))
+    if query.source_task_id:
+        started = select(TaskSourceRow.task_number).where(
+            TaskSourceRow.source_id == storable(query.source_task_id), TaskSourceRow.position == 0
+        )
+        conditions.append(TaskRow.number.in_(started))
     return conditions
 
 

@@ -289,9 +289,10 @@ class TaskDatasetRow(Base):
 
 
 class TaskSourceRow(Base):
-    """task_number is an evaluation or export that starts from the task with the id source_id.
+    """task_number is an evaluation or export that needs the task with the id source_id until it has ended.
 
-    steps are the checkpoints that it needs and that are known; what it needs stays until it has ended.
+    At position 0 is the task that it starts from; steps are the checkpoints of that one that it needs, as far as they
+    are known. At position 1 is the task whose output is that one's base model.
     """
 
     __tablename__ = "task_sources"
@@ -299,6 +300,7 @@ class TaskSourceRow(Base):
 
     task_number: Mapped[int] = _task_key(primary_key=True, autoincrement=False)
     source_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, default=0)
     steps: Mapped[list[int]] = mapped_column(Json, default=list)
 
 

@@ -65,7 +65,7 @@ def use_source(session: AsyncSession, row: TaskRow, plan: Plan) -> None:
     session.add(TaskSourceRow(task_number=row.number, source_id=plan.source.task_id, steps=steps))
     base = base_task(plan.source.spec)
     if base and base != plan.source.task_id:
-        session.add(TaskSourceRow(task_number=row.number, source_id=base, steps=[]))
+        session.add(TaskSourceRow(task_number=row.number, source_id=base, position=1, steps=[]))
 
 
 async def require_source(session: AsyncSession, principal: Principal, row: TaskRow) -> None:

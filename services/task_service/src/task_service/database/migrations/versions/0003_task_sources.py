@@ -14,6 +14,7 @@ def upgrade() -> None:
         "task_sources",
         sa.Column("task_number", ROW_NUMBER, autoincrement=False, nullable=False),
         sa.Column("source_id", sa.String(length=26), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("steps", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["task_number"], ["tasks.number"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_number", "source_id"),
