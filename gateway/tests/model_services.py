@@ -40,7 +40,9 @@ class EvalService(eval_service_pb2_grpc.EvalServiceServicer):
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise
-        yield eval_service_pb2.GenerateResponse(finish_reason="stop")
+        words = len(request.messages[-1].content.split())
+        usage = eval_service_pb2.TokenUsage(prompt_tokens=len(request.messages), completion_tokens=words)
+        yield eval_service_pb2.GenerateResponse(finish_reason="stop", usage=usage)
 
     async def CreateEvaluation(self, request: Any, context: Any) -> Any:
         raise Unimplemented("evaluations come later")

@@ -28,6 +28,8 @@ from gateway.native.docs import docs_routes
 from gateway.native.downloads import Downloads
 from gateway.native.methods import build_router
 from gateway.native.streams import Streams
+from gateway.openai import describe as openai
+from gateway.openai.routes import openai_routes
 from gateway.pages import build_pages
 from gateway.settings import GatewaySettings
 from gateway.training import describe as training
@@ -56,6 +58,7 @@ def build_app(
         *finetuning_routes(backends, settings),
         training_routes(backends, settings, spool),
         llm_finetuning_routes(backends, settings, spool),
+        openai_routes(backends, settings, streams),
     )
     pages = build_pages(Health(backends), [*surfaces, *docs_routes(describe)])
     sockets = Sockets(backends, settings, closing)
@@ -73,7 +76,7 @@ def build_app(
 
 def describe() -> dict[str, Any]:
     """The OpenAPI document of everything that is served."""
-    surfaces = (finetuning, training, llm_finetuning)
+    surfaces = (finetuning, training, llm_finetuning, openai)
     files = download_docs.paths()
     paths = files | {path: operations for surface in surfaces for path, operations in surface.paths().items()}
     schemas = {name: schema for surface in (*surfaces, guide) for name, schema in surface.schemas().items()}

@@ -7,7 +7,7 @@ to be opened again.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Protocol
 
 import grpc
@@ -108,14 +108,29 @@ class Streams:
         if method.resumable and last_seen:
             message.cursor = last_seen  # type: ignore[attr-defined]
         call = method.call(message, metadata=metadata)
+        written_as = framing(request.header(b"accept"))
+        await self.relay(request, send, call, written_as, encode=method.encode, resumable=method.resumable)
+
+    async def relay(
+        self,
+        request: Request,
+        send: Send,
+        call: Any,
+        written_as: Framing,
+        *,
+        encode: Callable[[Any], Any] = lambda value: value,
+        resumable: bool = False,
+        refuse: Callable[[Send, TunesmithError], Awaitable[None]] = send_error,
+    ) -> None:
+        """Answers with the messages of an RPC that was begun; refuse answers with an error that comes before them."""
         left = asyncio.ensure_future(disconnected(request.receive))
         closing = asyncio.ensure_future(self._closing.wait())
         # What cannot be resumed may end by itself while the gateway drains.
-        ends = (left, closing) if method.resumable else (left,)
-        writer = _Writer(send, framing(request.header(b"accept")))
+        ends = (left, closing) if resumable else (left,)
+        writer = _Writer(send, written_as, refuse)
         try:
             async for value in self._messages(aiter(call), writer, ends):
-                await writer.write(writer.framing.message(method.encode(value)))
+                await writer.write(writer.framing.message(encode(value)))
             if not left.done():
                 await writer.close(writer.framing.closing() if any(end.done() for end in ends) else writer.framing.end)
         except TunesmithError as error:
@@ -151,8 +166,11 @@ class Streams:
 
 
 class _Writer:
-    def __init__(self, send: Send, framing: Framing) -> None:
+    def __init__(
+        self, send: Send, framing: Framing, refuse: Callable[[Send, TunesmithError], Awaitable[None]]
+    ) -> None:
         self._send = send
+        self._refuse = refuse
         self.framing = framing
         self.started = False
 
@@ -171,7 +189,7 @@ class _Writer:
         if self.started:
             await self.close(self.framing.error(error))
         else:
-            await send_error(self._send, error)
+            await self._refuse(self._send, error)
 
 
 async def _cancelled(*futures: asyncio.Future[Any]) -> None:
