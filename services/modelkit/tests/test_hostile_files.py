@@ -103,7 +103,7 @@ def crash(_: IO[bytes]) -> None:
 
 
 def allocate(_: IO[bytes]) -> None:
-    bytearray(BOUNDS.memory)
+    bytearray(2 * BOUNDS.memory)
 
 
 def refuse(_: IO[bytes]) -> None:
