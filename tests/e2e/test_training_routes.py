@@ -1,6 +1,8 @@
-"""The training guide's routes, from an upload to an adapter, with progress over a WebSocket (T7, T8, T13-T16, T22)."""
+"""The training guide's routes, from an upload to an adapter, with progress over a WebSocket (T7, T8, T13-T16, T22, T31)."""
 
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,7 +81,10 @@ def test_upload_train_watch_and_look_at_the_adapter(http: httpx.Client, platform
     last = messages_until_end(platform, f"/ws/training/{task_id}", task_id)
     assert [message["data"]["status"] for message in last] == ["completed"]
     export = http.get(f"/api/llm-finetuning/export/{task_id}")
-    assert (export.status_code, list(export.json())) == (501, ["detail"])
+    assert export.headers["content-disposition"] == f'attachment; filename="lora_adapter_{task_id}.zip"', export.text
+    with zipfile.ZipFile(io.BytesIO(export.content)) as archive:
+        assert archive.testzip() is None
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= set(archive.namelist())
 
 
 def test_a_form_starts_a_training_that_can_be_stopped(http: httpx.Client, workload: Workload) -> None:
