@@ -1,11 +1,15 @@
-"""EvalService: says which scores there are, and refuses plainly what this version does not do."""
+"""EvalService: evaluations, their scores and reports, and live generation."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from eval_service.checks import EvaluationChecks
+from eval_service.evaluations import Evaluations
+from eval_service.generation.generation import Generation
+from eval_service.generation.servicer import GenerationServicer
 from eval_service.scores import SCORES
-from servicekit.errors import Unimplemented
-from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
+from tunesmith.eval.v1 import eval_service_pb2 as pb
 
 if TYPE_CHECKING:
     import grpc
@@ -13,47 +17,56 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class EvalServicer(eval_service_pb2_grpc.EvalServiceServicer):
-    """Serves tunesmith.eval.v1.EvalService. Raises Unimplemented for the work that a later version brings."""
+class EvalServicer(GenerationServicer):
+    """Serves tunesmith.eval.v1.EvalService."""
+
+    def __init__(self, evaluations: Evaluations, checks: EvaluationChecks, generation: Generation) -> None:
+        super().__init__(generation)
+        self._evaluations = evaluations
+        self._checks = checks
 
     async def CreateEvaluation(
-        self, request: eval_service_pb2.CreateEvaluationRequest, context: "Context"
-    ) -> eval_service_pb2.CreateEvaluationResponse:
-        raise Unimplemented(
-            "this version does not evaluate checkpoints yet; a later one scores them against the base model, "
-            "recommends the best and writes a report. ListScores tells which scores that will be"
-        )
+        self, request: pb.CreateEvaluationRequest, context: "Context"
+    ) -> pb.CreateEvaluationResponse:
+        created = await self._evaluations.create(request.name, request.spec, token_of(context))
+        return pb.CreateEvaluationResponse(evaluation=created)
 
-    async def GetEvaluation(
-        self, request: eval_service_pb2.GetEvaluationRequest, context: "Context"
-    ) -> eval_service_pb2.GetEvaluationResponse:
-        raise Unimplemented("this version does not evaluate checkpoints yet, so there is no evaluation to return")
+    async def GetEvaluation(self, request: pb.GetEvaluationRequest, context: "Context") -> pb.GetEvaluationResponse:
+        found = await self._evaluations.get(request.task_id, token_of(context))
+        return pb.GetEvaluationResponse(evaluation=found)
 
     async def ListEvaluations(
-        self, request: eval_service_pb2.ListEvaluationsRequest, context: "Context"
-    ) -> eval_service_pb2.ListEvaluationsResponse:
-        raise Unimplemented("this version does not evaluate checkpoints yet, so there are no evaluations to list")
+        self, request: pb.ListEvaluationsRequest, context: "Context"
+    ) -> pb.ListEvaluationsResponse:
+        found, following = await self._evaluations.list(request.page_size, request.page_token, token_of(context))
+        return pb.ListEvaluationsResponse(evaluations=found, next_page_token=following)
 
-    async def ListScores(
-        self, request: eval_service_pb2.ListScoresRequest, context: "Context"
-    ) -> eval_service_pb2.ListScoresResponse:
-        return eval_service_pb2.ListScoresResponse(
-            scores=[
-                eval_service_pb2.Score(
-                    name=score.name,
-                    description=score.description,
-                    higher_is_better=score.higher_is_better,
-                    available=False,
-                )
-                for score in SCORES
-            ]
-        )
+    async def ListScores(self, request: pb.ListScoresRequest, context: "Context") -> pb.ListScoresResponse:
+        scores = [
+            pb.Score(
+                name=score.name,
+                description=score.description,
+                higher_is_better=score.higher_is_better,
+                available=True,
+            )
+            for score in SCORES
+        ]
+        return pb.ListScoresResponse(scores=scores)
 
-    async def Generate(
-        self, request: eval_service_pb2.GenerateRequest, context: "Context"
-    ) -> AsyncIterator[eval_service_pb2.GenerateResponse]:
-        raise Unimplemented(
-            "this version does not generate text from checkpoints yet; a later one streams it token by token. "
-            "Until then, load the finished model from the task's output directory"
-        )
-        yield  # a streaming call is an async generator
+    async def DownloadReport(
+        self, request: pb.DownloadReportRequest, context: "Context"
+    ) -> AsyncIterator[pb.DownloadReportResponse]:
+        pieces = self._evaluations.download(request.task_id, request.name, request.offset, token_of(context))
+        async for piece in pieces:
+            yield piece
+
+    async def CheckSpec(self, request: pb.CheckSpecRequest, context: "Context") -> pb.CheckSpecResponse:
+        checked = await asyncio.to_thread(self._checks.check, request.spec, request.source, token=token_of(context))
+        problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
+        return pb.CheckSpecResponse(problems=problems)
+
+
+def token_of(context: "Context") -> str:
+    """The bearer token of a call, empty without one."""
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("authorization", "")).removeprefix("Bearer ")

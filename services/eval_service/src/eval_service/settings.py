@@ -2,10 +2,11 @@
 
 from pydantic import Field
 
-from servicekit.settings import ServiceSettings
+from eval_service.generation.settings import GenerationSettings
+from workerkit.settings import WorkerSettings
 
 
-class EvalSettings(ServiceSettings):
-    """What every service has; a port of its own."""
+class EvalSettings(GenerationSettings, WorkerSettings):
+    """What every service with workers has, and what live generation needs; a port of its own."""
 
     port: int = Field(50053, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

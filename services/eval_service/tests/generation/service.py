@@ -173,7 +173,8 @@ async def running_service(
         generation = await stack.enter_async_context(
             running_generation(
                 settings,
-                directory / "work",
+                scratch=directory / "scratch",
+                work_dir=directory / "work",
                 tasks=task_service_pb2_grpc.TaskServiceStub(task_channel),  # type: ignore[arg-type]
                 store=store,
                 base_models=BaseModels(AllowedRoots(roots)),

@@ -1,7 +1,6 @@
 """Wiring of live generation."""
 
 import contextlib
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,19 +25,21 @@ PROCESSES, CACHE = "generating", "generation-cache"
 @contextlib.asynccontextmanager
 async def running_generation(
     settings: GenerationSettings,
-    work_dir: Path,
     *,
+    scratch: Path,
+    work_dir: Path,
     tasks: "task_service_pb2_grpc.TaskServiceAsyncStub",
     store: ObjectStore,
     base_models: BaseModels,
     launcher: Launcher,
 ) -> AsyncIterator[Generation]:
-    """Generation below a work directory that is this process's own; its models are ended with the context."""
+    """Generation with processes below scratch, which is this process's own, and a cache below work_dir.
+
+    Its models are ended with the context.
+    """
     limits = settings.generation_limits()
-    processes = work_dir / PROCESSES
-    shutil.rmtree(processes, ignore_errors=True)
     files = StoredFiles(store, DataCache(work_dir / CACHE, settings.generation_cache_bytes))
-    models = LoadedModels(launcher, processes, limits)
+    models = LoadedModels(launcher, scratch / PROCESSES, limits)
     try:
         yield Generation(tasks, Preparation(files, base_models, limits), models)
     finally:
