@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from servicekit.settings import ServiceSettings
+from workerkit.settings import WorkerSettings
 
 
-class ExportSettings(ServiceSettings):
-    """What every service has; a port of its own."""
+class ExportSettings(WorkerSettings):
+    """What every service with workers has; a port of its own."""
 
     port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
