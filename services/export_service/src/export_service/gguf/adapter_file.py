@@ -13,10 +13,12 @@ from export_service.gguf.outline import Outline, outline_problems
 from export_service.gguf.quantizer import encode
 from export_service.gguf.tensors import gguf_name, row_change
 from modelkit.adapters import Adapter, Product
+from modelkit.adapters.adapter import PREFIX
 from modelkit.errors import Problem
 from modelkit.loading import load_config
 from modelkit.merging import MergePlan
 from modelkit.number_formats import Floats
+from modelkit.tensor_files import StoredTensor
 
 
 def write_adapter(base: Path, adapter: Path, target: Path) -> Path:
@@ -25,12 +27,11 @@ def write_adapter(base: Path, adapter: Path, target: Path) -> Path:
     Raises GgufNotPossible listing what llama.cpp has no adapters for, InvalidModel, InvalidAdapter or OSError.
     """
     config = load_config(base).to_dict()
-    with Adapter(adapter) as opened, MergePlan(base, opened) as plan:
-        if found := list(outline_problems(config)):
+    with Adapter(adapter) as opened, MergePlan(base) as plan:
+        found = list(outline_problems(config)) or list(_problems(opened, plan, Outline(config)))
+        if found:
             raise GgufNotPossible([Problem("", problem) for problem in found])
         outline = Outline(config)
-        if found := list(_problems(opened, plan, outline)):
-            raise GgufNotPossible([Problem("", problem) for problem in found])
         pairs = dict(_pairs(opened, outline))
     entries = [Entry(name, values.shape, GGMLQuantizationType.F32) for name, values in pairs.items()]
     metadata = {
@@ -46,16 +47,21 @@ def write_adapter(base: Path, adapter: Path, target: Path) -> Path:
     return target
 
 
-def _problems(adapter: Adapter, plan: MergePlan, outline: Outline) -> Iterator[str]:
-    if adapter.replacements:
-        names = ", ".join(sorted(adapter.replacements)[:3])
+def _problems(adapter: Adapter, base: MergePlan, outline: Outline) -> Iterator[str]:
+    if replaced := [name for name, stored in adapter.replacements.items() if not _is_of_base(stored, base)]:
+        names = ", ".join(sorted(replaced)[:3])
         yield f"the adapter replaces whole tensors ({names}), which a GGUF adapter cannot; export the merged model"
-    untied = plan.config.get("tie_word_embeddings") is False and outline.config.get("tie_word_embeddings")
-    if untied:
+    known = {name: gguf_name(name, outline) for name in adapter.products}
+    if outline.config.get("tie_word_embeddings") and {"token_embd.weight", "output.weight"} & set(known.values()):
         yield "the adapter changes embeddings or output layer, which share weights in the base; export the merged model"
-    for name in adapter.products:
-        if gguf_name(name, outline) is None:
-            yield f"llama.cpp's architecture {outline.architecture.name} has no place for {name}"
+    for name in (name for name, place in known.items() if place is None):
+        yield f"llama.cpp's architecture {outline.architecture.name} has no place for {name}"
+
+
+def _is_of_base(stored: StoredTensor, base: MergePlan) -> bool:
+    """Whether a tensor that came with the adapter is the base model's own, which PEFT adds for embeddings."""
+    own = base.tensors.get(stored.name.removeprefix(PREFIX).replace(".base_layer.", "."))
+    return own is not None and own.shape == stored.info.shape and np.array_equal(own.read(), stored.values())
 
 
 def _pairs(adapter: Adapter, outline: Outline) -> Iterator[tuple[str, Floats]]:

@@ -18,7 +18,7 @@ from export_service.gguf.file_types import FileType
 from modelkit.errors import Problem
 from modelkit.number_formats import Floats
 
-CHILD = "export_service.gguf.mixing_child"
+CHILD = Path(__file__).with_name("mixing_child.py")  # started as a file: it needs nothing of this package
 TOLD_CHARACTERS = 600
 
 
@@ -39,8 +39,8 @@ def mix(source: Path, target: Path, kind: FileType, importance: Mapping[str, Flo
             "importance": str(matrix) if importance else None,
         }
         try:
-            done = subprocess.run(  # noqa: S603 - this program's own interpreter and module
-                [sys.executable, "-m", CHILD], input=json.dumps(job), capture_output=True, text=True, check=False
+            done = subprocess.run(
+                [sys.executable, "-P", str(CHILD)], input=json.dumps(job), capture_output=True, text=True, check=False
             )
             if done.returncode:
                 words = done.stderr.strip()[-TOLD_CHARACTERS:]

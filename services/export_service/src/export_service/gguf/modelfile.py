@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export_service.gguf.ollama_template import ollama_template
 from modelkit.inspection import read_json
 from modelkit.templates import ChatTemplate
-
-from export_service.gguf.ollama_template import ollama_template
 
 MAX_CONTEXT = 8192
 SETTINGS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}

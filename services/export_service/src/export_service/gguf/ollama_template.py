@@ -5,7 +5,6 @@ between the marks is taken apart, and the result is compared with more conversat
 message the same way has no equivalent.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +50,7 @@ def ollama_template(template: ChatTemplate, *, skip: str = "") -> str | None:
     where Ollama puts it by itself."""
     try:
         turns = _turns(template)
-        if turns is None or any(turns.render(roles) != _rendered(template, roles) for roles in CHECKED):
+        if any(turns.render(roles) != _rendered(template, roles) for roles in CHECKED):
             return None
     except InvalidTemplate:
         return None
@@ -61,64 +60,55 @@ def ollama_template(template: ChatTemplate, *, skip: str = "") -> str | None:
     return _written(turns, skip)
 
 
-def _rendered(template: ChatTemplate, roles: Sequence[str]) -> str:
+def _rendered(template: ChatTemplate, roles: Sequence[str], *, asks: bool = True) -> str:
     messages = [Message(role=role, content=MARKS[role]) for role in roles]
-    return template.render(messages, add_generation_prompt=True)
+    return template.render(messages, add_generation_prompt=asks)
 
 
-def _between(text: str, roles: Sequence[str]) -> list[str] | None:
-    """The text before, between and after the marks of messages with these roles."""
-    pieces = []
+def _between(template: ChatTemplate, roles: Sequence[str], *, asks: bool = True) -> list[str]:
+    """The text before, between and after the marks of messages with these roles; short where a mark is missing."""
+    text, pieces = _rendered(template, roles, asks=asks), []
     for role in roles:
-        piece, mark, text = text.partition(MARKS[role])
-        if not mark:
-            return None
+        piece, _, text = text.partition(MARKS[role])
         pieces.append(piece)
     return [*pieces, text]
 
 
-def _turns(template: ChatTemplate) -> Turns | None:
-    dialogue = _between(_rendered(template, CHECKED[2]), CHECKED[2])
-    single = _between(_rendered(template, CHECKED[0]), CHECKED[0])
-    instructed = _between(_rendered(template, CHECKED[1]), CHECKED[1])
-    if dialogue is None or single is None or instructed is None:
-        return None
-    start, to_reply, to_user, _ = dialogue
-    user = _common_end(start, to_user)
-    after_user = os.path.commonprefix([to_reply, single[1]])
-    head = start.removesuffix(user)
-    own_turn = bool(user) and instructed[1].endswith(user)
-    beginning = head if own_turn else start
-    if not instructed[0].startswith(beginning):
-        return None
+def _turns(template: ChatTemplate) -> Turns:
+    start, to_reply, to_user, end = _between(template, (USER, ASSISTANT, USER))
+    after_user = _between(template, (USER,), asks=False)[-1]
+    after_assistant = _between(template, (USER, ASSISTANT), asks=False)[-1]
+    before_user = to_user.removeprefix(after_assistant)
+    head = start.removesuffix(before_user)
+    system, to_question, _ = _between(template, (SYSTEM, USER))
+    own_turn = bool(before_user) and to_question.endswith(before_user)
     return Turns(
         head=head,
         before={
-            SYSTEM: instructed[0].removeprefix(head),
-            USER: user,
+            SYSTEM: system.removeprefix(head),
+            USER: before_user,
             ASSISTANT: to_reply.removeprefix(after_user),
         },
         after={
-            SYSTEM: instructed[1].removesuffix(user) if own_turn else instructed[1],
+            SYSTEM: to_question.removesuffix(before_user) if own_turn else to_question,
             USER: after_user,
-            ASSISTANT: to_user.removesuffix(user),
+            ASSISTANT: after_assistant,
         },
-        reply=single[1].removeprefix(after_user),
+        reply=end.removeprefix(after_user),
         inlined=not own_turn,
     )
 
 
-def _common_end(left: str, right: str) -> str:
-    return os.path.commonprefix([left[::-1], right[::-1]])[::-1]
-
-
 def _written(turns: Turns, skip: str) -> str:
-    user = turns.before[USER]
+    system, user = turns.before[SYSTEM], turns.before[USER]
+    if skip and not turns.head:
+        again = f"{{{{ if ne $at 0 }}}}{skip}{{{{ end }}}}"
+        system, user = (again + text.removeprefix(skip) if text.startswith(skip) else text for text in (system, user))
     if turns.inlined and user:
         user = f"{{{{ if or (ne $at 1) (not $.System) }}}}{user}{{{{ end }}}}"
     return (
         f"{turns.head.removeprefix(skip)}{{{{ range $at, $_ := .Messages }}}}"
-        f'{{{{ if eq .Role "system" }}}}{turns.before[SYSTEM]}{{{{ .Content }}}}{turns.after[SYSTEM]}'
+        f'{{{{ if eq .Role "system" }}}}{system}{{{{ .Content }}}}{turns.after[SYSTEM]}'
         f'{{{{ else if eq .Role "user" }}}}{user}{{{{ .Content }}}}{turns.after[USER]}'
         f'{{{{ else if eq .Role "assistant" }}}}{turns.before[ASSISTANT]}{{{{ .Content }}}}{turns.after[ASSISTANT]}'
         f"{{{{ end }}}}{{{{ end }}}}{turns.reply}"

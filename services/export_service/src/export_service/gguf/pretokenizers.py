@@ -51,9 +51,7 @@ def pre_tokenizer(spec: Mapping[str, Any], architecture: str) -> str:
     whole = bool(spec["model"].get("ignore_merges"))
     byte_level = steps[-1]
     if byte_level.get("add_prefix_space"):
-        raise not_possible(
-            "the tokenizer begins texts with a space of its own, which llama.cpp's byte-level ones do not"
-        )
+        raise not_possible("the tokenizer begins texts with a space of its own, which llama.cpp's do not")
     kinds = [step["type"] for step in steps[:-1]]
     splits_itself = byte_level.get("use_regex", True)
     name = None

@@ -23,7 +23,7 @@ def _type_problems(name: str, outline: Outline, *, has_text: bool) -> Iterator[s
         return
     kind = FILE_TYPES[name]
     if kind.importance and not has_text:
-        yield f"{name} wants an importance matrix, and there is no training text to compute it from; choose another type"
+        yield f"{name} wants an importance matrix, which needs training text, and there is none; choose another type"
     rows = {
         "hidden_size": outline.width,
         "intermediate_size": int(outline.config["intermediate_size"]),

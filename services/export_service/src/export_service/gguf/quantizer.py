@@ -1,6 +1,7 @@
 """Rows of numbers in the types of GGUF, by the functions that llama.cpp's own quantizer calls for each row."""
 
 import ctypes
+import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def _quantize(rows: Floats, kind: GGMLQuantizationType) -> Bytes:
 @cache
 def _library() -> Any:
     """The part of llama.cpp that knows the types; it computes on rows and touches neither files nor devices."""
-    import llama_cpp
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    library = ctypes.CDLL(str(next(folder.glob("libggml-base.*"))))
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise not_possible("llama-cpp-python is not installed; install it as the set-up does")
+    library = ctypes.CDLL(str(next((Path(spec.origin).parent / "lib").glob("libggml-base.*"))))
     function = library.ggml_quantize_chunk
     number = ctypes.c_int64
     function.argtypes = [ctypes.c_int, FLOATS, ctypes.c_void_p, number, number, number, FLOATS]

@@ -84,7 +84,7 @@ def gguf_name(name: str, outline: Outline) -> str | None:
 
 
 def _with_output(found: list[PlannedTensor], outline: Outline, *, tied: bool) -> Iterator[PlannedTensor]:
-    """The tensors with an output layer of its own where llama.cpp's architecture wants one, without where none can be."""
+    """The tensors with an output layer of its own where llama.cpp wants one, and without where none can be."""
     wants = outline.architecture.output_layer
     output = next((tensor for tensor in found if tensor.name == "output.weight"), None)
     embeddings = next((tensor for tensor in found if tensor.name == "token_embd.weight"), None)

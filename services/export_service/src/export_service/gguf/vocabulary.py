@@ -82,7 +82,7 @@ class Vocabulary:
         return TokenType.NORMAL
 
     def _special(self) -> dict[str, int]:
-        """Numbers of special tokens; the first two more tokens that end a reply go where llama.cpp has room for them."""
+        """Numbers of special tokens; llama.cpp has room for two more that end a reply."""
         tokenizer = self.tokenizer
         eos = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
@@ -146,7 +146,7 @@ def _merges(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _check_merges(spec: dict[str, Any], tokens: set[str]) -> None:
-    """Raises GgufNotPossible unless any two tokens that make a third one are merged, the results one after the other."""
+    """Raises GgufNotPossible unless any two tokens that make a third one are merged, one result after the other."""
     known = set(merges := list(_merges(spec)))
     results = [left + right for left, right in merges if left + right in tokens]
     for token in tokens:

@@ -1,0 +1,192 @@
+"""Compares what was exported with what was trained: the base model with the adapter on it, in float32."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export_service.gguf.job import tokenizer_of
+from export_service.parity import llama, reference
+from export_service.parity.checks import (
+    FORMS,
+    GREEDY,
+    LOGITS,
+    PERPLEXITY,
+    TEMPLATE,
+    WEIGHTS,
+    Check,
+    Limits,
+    made,
+)
+from export_service.parity.reference import Readings
+from export_service.parity.weights import worst_weights
+from modelkit.adapters import Adapter
+from modelkit.datasets import Message
+from modelkit.errors import InvalidTemplate
+from modelkit.loading import load_model
+from modelkit.merging import MergePlan
+from modelkit.templates import ChatTemplate
+
+MAX_PROMPTS, MAX_TOKENS = 8, 256
+TIE_MARGIN = 4.0  # times the allowed root mean square of the difference of logits
+# What tokenizers trip over, beside the prompts: spaces, line breaks, numbers, scripts, signs.
+TEXTS = (
+    "Hello, world",
+    "  two  spaces,\ttab\n\n\nand lines \n ",
+    "你好，世界！模型训练 12345 一二三",
+    "I'll say it's 3.14159; don't WE'LL",
+    "naïve café 😀",
+)
+
+
+def check(
+    base: Path,
+    adapter: Path | None,
+    merged: Path | None,
+    gguf_files: Sequence[Path],
+    prompts: Sequence[str],
+    *,
+    progress: Any = lambda _share, _text: None,
+) -> list[Check]:
+    """Every check of an export's forms, in the order of the forms; one that failed has passed = False.
+
+    base and adapter are what was trained; an adapter of None stands for a model that was trained whole, or the base
+    alone. merged is a directory in Hugging Face form. GGUF files are named as export_service.gguf names them, with their
+    type at the end. prompts are questions as users ask them. Raises InvalidModel, InvalidAdapter or OSError where nothing can be compared.
+    """
+    gate = _Gate(base, adapter, prompts, progress)
+    found: list[Check] = []
+    steps = 1 + (merged is not None) + len(gguf_files)
+    progress(0.0, "asking the trained model")
+    gate.prepare()
+    if merged is not None:
+        progress(1 / steps, f"comparing {merged.name}")
+        found += gate.merged(merged)
+    for at, file in enumerate(gguf_files):
+        progress((steps - len(gguf_files) + at) / steps, f"comparing {file.name}")
+        found += gate.gguf(file)
+    progress(1.0, "compared")
+    return found
+
+
+class _Gate:
+    def __init__(self, base: Path, adapter: Path | None, prompts: Sequence[str], progress: Any) -> None:
+        self.base, self.adapter = base, adapter
+        self.tokenizer: Any = tokenizer_of(base, adapter)
+        self.labels: tuple[str, ...] = ()
+        if adapter is not None:
+            with Adapter(adapter) as opened:
+                self.labels = opened.labels
+        asked = [prompt for prompt in prompts if prompt.strip()][:MAX_PROMPTS] or list(TEXTS)
+        self.texts = [_rendered(self.tokenizer, prompt) for prompt in asked]
+        self.sequences: list[list[int]] = []
+        self.wanted: Readings
+        with MergePlan(base) as plan:
+            self.stored = {tensor.dtype for tensor in plan.tensors.values()} & FORMS.keys()
+
+    def prepare(self) -> None:
+        """Asks the trained model."""
+        model = reference.adapted_model(self.base, self.adapter)
+        prompts = [self._tokens(text)[:MAX_TOKENS] for text in self.texts]
+        self.sequences = prompts if self.labels else reference.replies(model, prompts)
+        self.wanted = self._read(model)
+        del model
+        gc.collect()
+
+    def merged(self, directory: Path) -> Iterator[Check]:
+        """Checks of a merged model."""
+        model = load_model(directory, dtype=torch.float32, labels=self.labels or None).eval()
+        got = self._read(model)
+        yield from self._compared(directory.name, got, self._limits("F32"))
+        tokenizer: Any = tokenizer_of(directory, None)
+        wrong = sum(_numbers(tokenizer, text) != self._tokens(text) for text in [*self.texts, *TEXTS])
+        yield made(directory.name, TEMPLATE, wrong, 0, "texts with other tokens:")
+
+    def gguf(self, file: Path) -> Iterator[Check]:
+        """Checks of a GGUF file."""
+        texts = [*self.texts, *TEXTS]
+        try:
+            name, share = worst_weights(self.base, self.adapter, file)
+            answer = llama.ask(file, self.sequences, texts)
+        except llama.GgufUnreadable as error:
+            yield Check(file.name, LOGITS, float("inf"), 0.0, passed=False, text=str(error))
+            return
+        yield made(file.name, WEIGHTS, share, 1.0, f"weights furthest off ({name}), as a share of what is allowed:")
+        wrong = sum(got != self._tokens(text) for got, text in zip(answer.tokens, texts, strict=True))
+        yield made(file.name, TEMPLATE, wrong, 0, "texts with other tokens:")
+        yield from self._compared(file.name, answer.readings, self._limits(file.stem.rpartition("-")[2]))
+
+    def _limits(self, kind: str) -> Limits:
+        """Those of a form; rounding to what the base model is stored in is allowed to every one."""
+        limits = FORMS[kind]
+        for stored in self.stored:
+            rounding = FORMS[stored]
+            limits = replace(
+                limits,
+                logits=max(limits.logits, rounding.logits),
+                perplexity=max(limits.perplexity, rounding.perplexity),
+            )
+        return limits
+
+    def _read(self, model: Any) -> Readings:
+        return (reference.read_classes if self.labels else reference.read)(model, self.sequences)
+
+    def _tokens(self, text: str) -> list[int]:
+        return _numbers(self.tokenizer, text)
+
+    def _compared(self, artifact: str, got: Readings, limits: Limits) -> Iterator[Check]:
+        wanted = self.wanted
+        if got.logits.shape[-1] != wanted.logits.shape[-1]:
+            sizes = f"{got.logits.shape[-1]} answers instead of {wanted.logits.shape[-1]}"
+            yield Check(artifact, LOGITS, float("inf"), limits.logits, passed=False, text=f"{artifact}: {sizes}")
+            return
+        error, scale = _difference(got.logits, wanted.logits)
+        yield made(artifact, LOGITS, error / scale if scale else error, limits.logits, "logits differ by")
+        others = _others(got.logits, wanted.logits, TIE_MARGIN * limits.logits * scale)
+        yield made(artifact, GREEDY, others, limits.greedy, "share of other greedy tokens:")
+        if not self.labels:
+            difference = abs(got.loss - wanted.loss) / max(1.0, wanted.loss)
+            yield made(
+                artifact,
+                PERPLEXITY,
+                difference,
+                limits.perplexity,
+                "logarithm of perplexity differs by a share of",
+            )
+
+
+def _rendered(tokenizer: Any, prompt: str) -> str:
+    """The prompt as the model is asked it."""
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default") or next(iter(source.values()), None)
+    if not source:
+        return prompt
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    try:
+        template = ChatTemplate(str(source), tokens)
+        return template.render([Message(role="user", content=prompt)], add_generation_prompt=True)
+    except InvalidTemplate:
+        return prompt
+
+
+def _numbers(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _difference(got: reference.Logits, wanted: reference.Logits) -> tuple[float, float]:
+    """Root mean squares of the difference and of the wanted logits, without what softmax takes no notice of."""
+    difference = (got - wanted).astype(np.float64)
+    difference -= difference.mean(-1, keepdims=True)
+    centred = wanted - wanted.mean(-1, keepdims=True, dtype=np.float64)
+    return float(np.sqrt(np.square(difference).mean())), float(np.sqrt(np.square(centred).mean()))
+
+
+def _others(got: reference.Logits, wanted: reference.Logits, margin: float) -> float:
+    """The share of positions whose likeliest token is another one, ties apart: one that is less likely by a margin."""
+    chosen = np.take_along_axis(wanted, got.argmax(-1)[..., None], -1)[..., 0]
+    return float((wanted.max(-1) - chosen > margin).mean())
