@@ -191,11 +191,19 @@ def test_what_is_not_what_was_stored_is_refused(client: Client, package: Any, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_a_folder(client: Client, package: Any, tmp_path: Path) -> None:
+    package.answers["GET /v1/exports/e"]["export"]["artifacts"][0]["name"] = "templates/a b.jinja"
+    package.files["/v1/exports/e/artifacts/templates/a b.jinja"] = CONTENT
+    path = client.exports.download("e", "templates/a b.jinja", tmp_path)
+    assert (path, path.read_bytes()) == (tmp_path / "templates" / "a b.jinja", CONTENT)
+
+
 def test_names_of_files(client: Client, package: Any, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=NAME):
         client.exports.download("e", "other", tmp_path)
     artifacts = package.answers["GET /v1/exports/e"]["export"]["artifacts"]
-    artifacts[0]["name"] = "../escape"
-    with pytest.raises(InvalidArgument, match="no name of a file"):
-        client.exports.download("e", "", tmp_path)
+    for name in ("../escape", "/escape", "a/../../escape", "a//b"):
+        artifacts[0]["name"] = name
+        with pytest.raises(InvalidArgument, match="no name of a file"):
+            client.exports.download("e", "", tmp_path)
     assert list(tmp_path.parent.glob("escape*")) == []

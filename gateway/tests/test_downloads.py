@@ -103,6 +103,14 @@ async def test_a_name_in_any_language(gateway: Gateway) -> None:
     assert disposition.startswith("attachment; filename=\"__ _1_.gguf\"; filename*=UTF-8''%E6%A8%A1")
 
 
+@pytest.mark.parametrize("path", ["templates/chat.jinja", "templates%2Fchat.jinja"])
+async def test_a_file_in_a_folder(gateway: Gateway, path: str) -> None:
+    gateway.exports.artifacts = {"templates/chat.jinja": CONTENT}
+    response = await gateway.client.get(f"/v1/exports/e/artifacts/{path}")
+    assert (response.status_code, response.content) == (200, CONTENT)
+    assert response.headers["content-disposition"] == 'attachment; filename="chat.jinja"'
+
+
 async def test_a_download_that_breaks_off_breaks_the_connection(gateway: Gateway) -> None:
     gateway.exports.breaks_after = 2
     with pytest.raises(httpx.RemoteProtocolError):

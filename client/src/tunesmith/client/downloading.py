@@ -92,9 +92,10 @@ def target_file(path: Path | str, name: str) -> Path:
     place = Path(path).expanduser()
     if not place.is_dir():
         return place
-    if name != Path(name).name or name in ("", ".", ".."):
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or any(part != Path(part).name for part in parts):
         raise InvalidArgument(f"{name!r} is no name of a file", problems=[Problem("name", "is no name of a file")])
-    return place / name
+    return place.joinpath(*parts)
 
 
 def _sha256(path: Path) -> str:

@@ -84,7 +84,7 @@ def list_formats() -> Operation[ListFormatsResponse, Sequence[Format]]:
 
 def artifact_path(task_id: str, name: str) -> str:
     """Where a file of an export is."""
-    return f"/v1/exports/{quote(task_id, safe='')}/artifacts/{quote(name, safe='')}"
+    return f"/v1/exports/{quote(task_id, safe='')}/artifacts/{quote(name)}"
 
 
 def named(export: Export, name: str) -> Artifact:

@@ -31,7 +31,7 @@ def paths() -> dict[str, Any]:
     missing = {"description": "There is no such range; Content-Range tells the size."}
     kinds = {kind.partition(";")[0]: {"schema": _TEXT} for kind in REPORTS.values()}
     return {
-        ARTIFACT: _operations(
+        ARTIFACT.replace("=**", ""): _operations(
             "ExportService",
             "DownloadArtifact",
             "A file that an export made; its ETag is the SHA-256",

@@ -15,7 +15,8 @@ from servicekit.errors import InvalidArgument, NotFound, Unimplemented
 from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
 from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
 
-ARTIFACT = "/v1/exports/{task_id}/artifacts/{name}"
+# An artifact may lie in a folder: its name then has slashes.
+ARTIFACT = "/v1/exports/{task_id}/artifacts/{name=**}"
 REPORT = "/v1/evaluations/{task_id}/report/{name}"
 REPORTS = {
     "report.json": "application/json",
@@ -62,7 +63,7 @@ class Downloads:
             error = Unimplemented(f"{request.path} takes GET, HEAD, not {request.method}", reason=METHOD_NOT_ALLOWED)
             await send_error(send, error, ((b"allow", b"GET, HEAD"),))
         else:
-            await route.action(request, send, segments[2], segments[4])
+            await route.action(request, send, segments[2], "/".join(segments[4:]))
         return True
 
     async def _artifact(self, request: Request, send: Send, task_id: str, name: str) -> None:
@@ -78,7 +79,7 @@ class Downloads:
             size = (b"content-range", b"bytes */%d" % artifact.size)
             await send_error(send, InvalidArgument(text, reason=RANGE_NOT_SATISFIABLE), (size,))
             return
-        headers |= {"content-type": _kind(name), "content-disposition": attachment(name)}
+        headers |= {"content-type": _kind(name), "content-disposition": attachment(name.rpartition("/")[2])}
         if part.partial:
             last = part.start + part.length - 1
             headers["content-range"] = f"bytes {part.start}-{last}/{artifact.size}"
