@@ -1,56 +1,153 @@
-"""The export service over a real gRPC server: what it describes, and how it refuses the rest."""
+"""The export service over a real gRPC server: formats, exports and their files, stored models (rows T31, C44)."""
 
-from collections.abc import AsyncIterator
+import io
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from export_service.exports import Exports
+from export_service.models import StoredModels
+from export_service.results import RESULT, CheckResult, Result, write_result
+from export_service.servicer import ExportServicer
 from export_service.settings import ExportSettings
-from export_service.setup import NAME, servicers
-from servicekit.errors import InvalidArgument, Unimplemented
+from export_service.setup import NAME
+from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
+from servicekit.objects import ObjectStore
+from servicekit.settings import ServiceSettings
+from services.export_service.tests.bench import Bench
+from services.export_service.tests.trained import base_model, trained_adapter
+from services.workerkit.tests.desk import NAME as TASKS
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
-from tunesmith.task.v1 import spec_pb2
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
 
 K_QUANTS = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"}
 I_QUANTS = {"IQ1_S", "IQ1_M", "IQ2_S", "IQ2_M", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"}
 PLAIN = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16", "F32"}
+OWNER = "Bearer owner"
+CHECK = CheckResult("model.gguf", "perplexity", 0.01, 0.25, True, "model.gguf: perplexity 0.01, within the limit 0.25")
+SPEC = spec_pb2.ExportSpec(source_task_id="a-training", format=spec_pb2.EXPORT_FORMAT_GGUF, quantizations=["Q8_0"])
+
+
+@dataclass
+class Tasks(task_service_pb2_grpc.TaskServiceServicer):
+    """A task service that knows one owner's tasks and sources, and tells nobody else of them."""
+
+    tasks: dict[str, task_pb2.Task] = field(default_factory=dict)
+    sources: dict[str, task_service_pb2.TaskSource] = field(default_factory=dict)
+    refusals: list[Problem] = field(default_factory=list)
+
+    def _see(self, known: dict[str, Any], name: str, context: Any) -> Any:
+        if dict(context.invocation_metadata()).get("authorization") != OWNER or name not in known:
+            raise NotFound(f"there is no task {name}")
+        return known[name]
+
+    async def CreateTask(self, request: Any, context: Any) -> task_service_pb2.CreateTaskResponse:
+        if self.refusals:
+            raise InvalidArgument(problems=self.refusals)
+        task = task_pb2.Task(id="new", name=request.name, spec=request.spec, state=task_pb2.STATE_PENDING)
+        return task_service_pb2.CreateTaskResponse(task=task)
+
+    async def GetTask(self, request: Any, context: Any) -> task_service_pb2.GetTaskResponse:
+        return task_service_pb2.GetTaskResponse(task=self._see(self.tasks, request.task_id, context))
+
+    async def GetTaskSource(self, request: Any, context: Any) -> task_service_pb2.GetTaskSourceResponse:
+        return task_service_pb2.GetTaskSourceResponse(source=self._see(self.sources, request.task_id, context))
+
+    async def ListTasks(self, request: Any, context: Any) -> task_service_pb2.ListTasksResponse:
+        found = [task for task in self.tasks.values() if task.kind in request.kinds]
+        return task_service_pb2.ListTasksResponse(tasks=found, next_page_token="more")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = trained_adapter(base, tmp_path_factory.mktemp("trained") / "checkpoint-8")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "events").write_text("curves")
+    return folder
 
 
 @pytest.fixture
-async def channel() -> AsyncIterator[grpc.aio.Channel]:
+async def bench(store: ObjectStore, tmp_path: Path, base: Path) -> AsyncIterator[Bench]:
+    await store.prepare()
+    yield Bench(tmp_path, store, base)
+    await store.close()
+
+
+@pytest.fixture
+def tasks() -> Tasks:
+    return Tasks()
+
+
+@pytest.fixture
+async def stub(bench: Bench, tasks: Tasks) -> AsyncIterator["export_service_pb2_grpc.ExportServiceAsyncStub"]:
+    known = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, tasks, TASKS)]
     async with (
-        running_server(ExportSettings(port=0, drain_seconds=0), servicers()) as server,
+        running_server(ServiceSettings(drain_seconds=0), known) as desk,
+        open_channel(f"127.0.0.1:{desk.port}") as channel,
+    ):
+        remote = task_service_pb2_grpc.TaskServiceStub(channel)
+        servicer = ExportServicer(Exports(remote, bench.store), StoredModels(remote, bench.store), bench.checks)
+        servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
+        async with (
+            running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
+            open_channel(f"127.0.0.1:{server.port}", "owner") as mine,
+        ):
+            yield export_service_pb2_grpc.ExportServiceStub(mine)
+
+
+async def completed(bench: Bench, tasks: Tasks, tmp_path: Path, task_id: str = "an-export") -> bytes:
+    """A finished export of one file; its content."""
+    folder = tmp_path / task_id
+    folder.mkdir()
+    content = bytes(range(256)) * 12_000
+    (folder / "model.gguf").write_bytes(content)
+    write_result(folder, [CHECK])
+    stored = await bench.upload(folder, "output", task=task_id)
+    spec = spec_pb2.TaskSpec(export=SPEC)
+    tasks.tasks[task_id] = task_pb2.Task(
+        id=task_id, name="mine", spec=spec, kind=task_pb2.KIND_EXPORT, state=task_pb2.STATE_COMPLETED, attempt=1
+    )
+    output = task_service_pb2.TaskOutput(prefix=stored.prefix, manifest_sha256=stored.manifest_sha256)
+    tasks.sources[task_id] = task_service_pb2.TaskSource(task_id=task_id, spec=spec, output=output)
+    return content
+
+
+async def download(stub: Any, **request: Any) -> tuple[bytes, pb.DownloadArtifactResponse]:
+    """The bytes of a file, and the first piece."""
+    pieces = [piece async for piece in stub.DownloadArtifact(pb.DownloadArtifactRequest(**request))]
+    return b"".join(piece.data for piece in pieces), pieces[0]
+
+
+async def test_reports_healthy(bench: Bench) -> None:
+    servicer = ExportServicer(None, None, bench.checks)  # type: ignore[arg-type]
+    servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
+    async with (
+        running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
         open_channel(f"127.0.0.1:{server.port}") as channel,
     ):
-        yield channel
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=NAME))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def formats(channel: grpc.aio.Channel) -> list[pb.Format]:
-    stub = export_service_pb2_grpc.ExportServiceStub(channel)
-    return list((await stub.ListFormats(pb.ListFormatsRequest())).formats)
-
-
-async def test_reports_healthy(channel: grpc.aio.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
-    for name in ("", NAME):
-        answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-async def test_describes_every_format_once_and_promises_none(channel: grpc.aio.Channel) -> None:
-    found = await formats(channel)
+async def test_describes_every_format_once_and_writes_them_all(stub: Any) -> None:
+    found = list((await stub.ListFormats(pb.ListFormatsRequest())).formats)
     assert len({(item.format, item.quantization) for item in found}) == len(found)
     assert {item.format for item in found} == set(spec_pb2.ExportFormat.values()) - {0}
-    assert not any(item.available for item in found)
-    assert all(item.description for item in found)
-
-
-async def test_describes_every_quantization(channel: grpc.aio.Channel) -> None:
-    found = await formats(channel)
+    assert all(item.available and item.description for item in found)
     quantized = {item.quantization: item for item in found if item.format == spec_pb2.EXPORT_FORMAT_GGUF}
     assert set(quantized) == K_QUANTS | I_QUANTS | PLAIN
     assert all(1.5 < item.bits_per_weight <= 32 for item in quantized.values())
@@ -61,35 +158,145 @@ async def test_describes_every_quantization(channel: grpc.aio.Channel) -> None:
     assert all(not item.quantization and item.bits_per_weight == 0 for item in others)
 
 
-@pytest.mark.parametrize(
-    ("method", "request_message"),
-    [
-        (
-            "CreateExport",
-            pb.CreateExportRequest(spec=spec_pb2.ExportSpec(source_task_id="a", format=spec_pb2.EXPORT_FORMAT_GGUF)),
-        ),
-        ("GetExport", pb.GetExportRequest(task_id="a")),
-        ("ListExports", pb.ListExportsRequest()),
-    ],
-)
-async def test_refuses_what_comes_later(channel: grpc.aio.Channel, method: str, request_message: object) -> None:
-    stub = export_service_pb2_grpc.ExportServiceStub(channel)
-    with pytest.raises(Unimplemented, match="does not export models yet") as caught:
-        await getattr(stub, method)(request_message)
-    assert caught.value.reason == "NOT_IMPLEMENTED"
+async def test_an_export_is_a_task_of_the_caller(stub: Any, tasks: Tasks) -> None:
+    created = (await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))).export
+    assert (created.task_id, created.state, created.spec) == ("new", task_pb2.STATE_PENDING, SPEC)
+    assert created.name.startswith("export_")
+    named = await stub.CreateExport(pb.CreateExportRequest(name="for the phone", spec=SPEC))
+    assert named.export.name == "for the phone"
+    tasks.refusals = [Problem("spec.export.quantizations[0]", "no"), Problem("spec.export.output_dir", "no")]
+    with pytest.raises(InvalidArgument) as caught:
+        await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))
+    assert [problem.field for problem in caught.value.problems] == ["spec.quantizations[0]", "spec.output_dir"]
 
 
-async def test_refuses_to_download(channel: grpc.aio.Channel) -> None:
-    stub = export_service_pb2_grpc.ExportServiceStub(channel)
-    with pytest.raises(Unimplemented, match="does not export models yet") as caught:
-        async for _ in stub.DownloadArtifact(pb.DownloadArtifactRequest(task_id="a", name="model.gguf")):
-            pytest.fail("bytes from a version that writes none")
-    assert caught.value.reason == "NOT_IMPLEMENTED"
-
-
-async def test_names_every_bad_field_before_it_refuses(channel: grpc.aio.Channel) -> None:
-    stub = export_service_pb2_grpc.ExportServiceStub(channel)
+async def test_names_every_bad_field(stub: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         await stub.CreateExport(pb.CreateExportRequest(spec=spec_pb2.ExportSpec(checkpoint_step=-1)))
     fields = {problem.field for problem in caught.value.problems}
     assert fields == {"spec.source_task_id", "spec.checkpoint_step", "spec.format"}
+
+
+async def test_an_export_tells_its_files_and_checks(stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path) -> None:
+    content = await completed(bench, tasks, tmp_path)
+    found = (await stub.GetExport(pb.GetExportRequest(task_id="an-export"))).export
+    assert [(item.name, item.size) for item in found.artifacts] == [("model.gguf", len(content))]
+    assert [(item.name, item.value, item.limit, item.passed) for item in found.checks] == [
+        ("perplexity", 0.01, 0.25, True)
+    ]
+    tasks.tasks["waiting"] = task_pb2.Task(
+        id="waiting", spec=spec_pb2.TaskSpec(export=SPEC), kind=task_pb2.KIND_EXPORT, state=task_pb2.STATE_PENDING
+    )
+    listed = await stub.ListExports(pb.ListExportsRequest())
+    assert [(item.task_id, len(item.artifacts)) for item in listed.exports] == [("an-export", 1), ("waiting", 0)]
+    assert listed.next_page_token == "more"
+
+
+async def test_what_is_no_export_or_another_users_is_not_found(
+    stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path
+) -> None:
+    await completed(bench, tasks, tmp_path)
+    tasks.tasks["training"] = task_pb2.Task(id="training", spec=spec_pb2.TaskSpec(finetune=bench.finetune()))
+    with pytest.raises(NotFound, match="is no export"):
+        await stub.GetExport(pb.GetExportRequest(task_id="training"))
+    stranger = grpc.aio.Metadata(("authorization", "Bearer stranger"))
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: stub.GetExport(pb.GetExportRequest(task_id="an-export"), metadata=stranger),
+        lambda: read(
+            stub.DownloadArtifact(pb.DownloadArtifactRequest(task_id="an-export", name="x"), metadata=stranger)
+        ),
+        lambda: read(stub.DownloadModel(pb.DownloadModelRequest(task_id="an-export"), metadata=stranger)),
+    ]
+    for call in calls:
+        with pytest.raises(NotFound):
+            await call()
+
+
+async def read(pieces: AsyncIterator[Any]) -> list[Any]:
+    return [piece async for piece in pieces]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 1_048_576, 2_000_000, 256 * 12_000])
+async def test_a_file_is_downloaded_from_an_offset(
+    stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path, offset: int
+) -> None:
+    content = await completed(bench, tasks, tmp_path)
+    got, first = await download(stub, task_id="an-export", name="model.gguf", offset=offset)
+    assert got == content[offset:]
+    assert first.total_size == len(content)
+    assert first.sha256 == (await stub.GetExport(pb.GetExportRequest(task_id="an-export"))).export.artifacts[0].sha256
+
+
+async def test_only_listed_files_are_downloaded(stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path) -> None:
+    content = await completed(bench, tasks, tmp_path)
+    for name in (RESULT, "manifest.json", "../output/model.gguf", "nothing"):
+        with pytest.raises(NotFound, match=r"it has model\.gguf"):
+            await download(stub, task_id="an-export", name=name)
+    with pytest.raises(InvalidArgument, match="beyond the end"):
+        await download(stub, task_id="an-export", name="model.gguf", offset=len(content) + 1)
+    tasks.tasks["an-export"].state = task_pb2.STATE_RUNNING
+    with pytest.raises(FailedPrecondition, match="is RUNNING and has no files"):
+        await download(stub, task_id="an-export", name="model.gguf")
+
+
+async def test_a_damaged_file_ends_with_an_error(stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path) -> None:
+    content = await completed(bench, tasks, tmp_path)
+    await bench.store.put_bytes("tasks/an-export/attempts/1/output/model.gguf", content[:-1] + b"x")
+    with pytest.raises(Internal, match="damaged"):
+        await download(stub, task_id="an-export", name="model.gguf")
+
+
+async def unpacked(stub: Any, **request: Any) -> zipfile.ZipFile:
+    pieces = [piece.data async for piece in stub.DownloadModel(pb.DownloadModelRequest(**request))]
+    return zipfile.ZipFile(io.BytesIO(b"".join(pieces)))
+
+
+async def test_a_stored_model_is_a_zip_as_it_is_or_its_adapter_alone(
+    stub: Any, bench: Bench, tasks: Tasks, adapter: Path
+) -> None:
+    source = bench.source()
+    await bench.add_checkpoint(source, adapter, 8)
+    await bench.finish(source, adapter, 12)
+    tasks.sources["a-training"] = source
+    for request in ({"checkpoint_step": 8}, {}):
+        archive = await unpacked(stub, task_id="a-training", **request)
+        assert archive.testzip() is None
+        assert {"optimizer.pt", "adapter_model.safetensors", "runs/events"} <= set(archive.namelist())
+        assert all(item.compress_type == zipfile.ZIP_STORED for item in archive.infolist())
+        assert archive.read("adapter_config.json") == (adapter / "adapter_config.json").read_bytes()
+    names = set((await unpacked(stub, task_id="a-training", adapter_only=True)).namelist())
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert not {"optimizer.pt", "trainer_state.json", "runs/events"} & names
+
+
+async def test_a_model_that_is_not_there_is_refused(
+    stub: Any, bench: Bench, tasks: Tasks, adapter: Path, base: Path
+) -> None:
+    source = tasks.sources["a-training"] = bench.source()
+    with pytest.raises(FailedPrecondition, match="has no final model"):
+        await unpacked(stub, task_id="a-training")
+    with pytest.raises(NotFound, match="no stored checkpoint of step 3"):
+        await unpacked(stub, task_id="a-training", checkpoint_step=3)
+    source.spec.finetune.language_model.method = spec_pb2.METHOD_FULL
+    await bench.finish(source, base, 12)
+    with pytest.raises(FailedPrecondition, match="has no adapter"):
+        await unpacked(stub, task_id="a-training", adapter_only=True)
+    assert "model.safetensors" in (await unpacked(stub, task_id="a-training")).namelist()
+
+
+async def test_checks_a_specification_for_the_task_service(stub: Any, bench: Bench, adapter: Path) -> None:
+    source = bench.source()
+    await bench.finish(source, adapter, 12)
+    request = pb.CheckSpecRequest(spec=SPEC, source=source)
+    assert list((await stub.CheckSpec(request)).problems) == []
+    request.spec.quantizations.append("Q77")
+    assert [problem.field for problem in (await stub.CheckSpec(request)).problems] == ["export.quantizations[1]"]
+    request.source.output.prefix = "datasets/of-somebody"
+    assert "not among what tasks have stored" in (await stub.CheckSpec(request)).problems[0].message
+
+
+def test_a_result_that_is_damaged_is_no_result() -> None:
+    assert Result.from_json(Result(checks=(CHECK,)).to_json()).checks == (CHECK,)
+    for raw in (b"{}", b"[]", b"nothing"):
+        with pytest.raises(ValueError):
+            Result.from_json(raw)

@@ -61,6 +61,9 @@ FORMATS = (
     _gguf("BF16", 16.0, "bfloat16, not quantized, the range of float32"),
     _gguf("F32", 32.0, "float32, not quantized"),
     FormatDescription(
+        spec_pb2.EXPORT_FORMAT_GGUF_BASE, "GGUF of the base model alone, in the same types as the merged model."
+    ),
+    FormatDescription(
         spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER, "GGUF of the adapter alone, loaded by llama.cpp beside a GGUF of the base."
     ),
 )

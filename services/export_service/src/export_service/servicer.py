@@ -1,11 +1,14 @@
-"""ExportService: says which formats there are, and refuses plainly what this version does not do."""
+"""ExportService: exports, their files, and stored models as they are."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from export_service.checks import ExportChecks
+from export_service.exports import Exports
 from export_service.formats import FORMATS
-from servicekit.errors import Unimplemented
-from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
+from export_service.models import StoredModels
+from tunesmith.export.v1 import export_service_pb2 as pb
+from tunesmith.export.v1 import export_service_pb2_grpc
 
 if TYPE_CHECKING:
     import grpc
@@ -14,45 +17,61 @@ if TYPE_CHECKING:
 
 
 class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
-    """Serves tunesmith.export.v1.ExportService. Raises Unimplemented for the work that a later version brings."""
+    """Serves tunesmith.export.v1.ExportService."""
 
-    async def CreateExport(
-        self, request: export_service_pb2.CreateExportRequest, context: "Context"
-    ) -> export_service_pb2.CreateExportResponse:
-        raise Unimplemented(
-            "this version does not export models yet; a later one merges, converts and quantizes them, and checks "
-            "the result. ListFormats tells which forms that will be. Until then, the finished model lies in the "
-            "task's output directory in Hugging Face form"
-        )
+    def __init__(self, exports: Exports, models: StoredModels, checks: ExportChecks) -> None:
+        self._exports = exports
+        self._models = models
+        self._checks = checks
 
-    async def GetExport(
-        self, request: export_service_pb2.GetExportRequest, context: "Context"
-    ) -> export_service_pb2.GetExportResponse:
-        raise Unimplemented("this version does not export models yet, so there is no export to return")
+    async def CreateExport(self, request: pb.CreateExportRequest, context: "Context") -> pb.CreateExportResponse:
+        created = await self._exports.create(request.name, request.spec, token_of(context))
+        return pb.CreateExportResponse(export=created)
 
-    async def ListExports(
-        self, request: export_service_pb2.ListExportsRequest, context: "Context"
-    ) -> export_service_pb2.ListExportsResponse:
-        raise Unimplemented("this version does not export models yet, so there are no exports to list")
+    async def GetExport(self, request: pb.GetExportRequest, context: "Context") -> pb.GetExportResponse:
+        return pb.GetExportResponse(export=await self._exports.get(request.task_id, token_of(context)))
 
-    async def ListFormats(
-        self, request: export_service_pb2.ListFormatsRequest, context: "Context"
-    ) -> export_service_pb2.ListFormatsResponse:
-        return export_service_pb2.ListFormatsResponse(
+    async def ListExports(self, request: pb.ListExportsRequest, context: "Context") -> pb.ListExportsResponse:
+        found, following = await self._exports.list(request.page_size, request.page_token, token_of(context))
+        return pb.ListExportsResponse(exports=found, next_page_token=following)
+
+    async def ListFormats(self, request: pb.ListFormatsRequest, context: "Context") -> pb.ListFormatsResponse:
+        return pb.ListFormatsResponse(
             formats=[
-                export_service_pb2.Format(
+                pb.Format(
                     format=item.format,
                     quantization=item.quantization,
                     bits_per_weight=item.bits_per_weight,
                     description=item.description,
-                    available=False,
+                    available=True,
                 )
                 for item in FORMATS
             ]
         )
 
     async def DownloadArtifact(
-        self, request: export_service_pb2.DownloadArtifactRequest, context: "Context"
-    ) -> AsyncIterator[export_service_pb2.DownloadArtifactResponse]:
-        raise Unimplemented("this version does not export models yet, so there is no artifact to download")
-        yield  # a streaming call is an async generator
+        self, request: pb.DownloadArtifactRequest, context: "Context"
+    ) -> AsyncIterator[pb.DownloadArtifactResponse]:
+        pieces = self._exports.download(request.task_id, request.name, request.offset, token_of(context))
+        async for piece in pieces:
+            yield piece
+
+    async def DownloadModel(
+        self, request: pb.DownloadModelRequest, context: "Context"
+    ) -> AsyncIterator[pb.DownloadModelResponse]:
+        pieces = self._models.download(
+            request.task_id, request.checkpoint_step, adapter_only=request.adapter_only, token=token_of(context)
+        )
+        async for piece in pieces:
+            yield pb.DownloadModelResponse(data=piece)
+
+    async def CheckSpec(self, request: pb.CheckSpecRequest, context: "Context") -> pb.CheckSpecResponse:
+        checked = await self._checks.check(request.spec, request.source, token=token_of(context))
+        problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
+        return pb.CheckSpecResponse(problems=problems)
+
+
+def token_of(context: "Context") -> str:
+    """The bearer token of a call, empty without one."""
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get("authorization", "")).removeprefix("Bearer ")

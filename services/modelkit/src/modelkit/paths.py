@@ -58,9 +58,35 @@ class AllowedRoots:
             raise PathNotAllowed(Problem(field, f"{path!r} does not exist"), reason="PATH_NOT_FOUND")
         return allowed[0]
 
+    def target(self, path: str, *, field: str) -> Path:
+        """The real path of a directory that a user wants written; it need not exist.
+
+        Raises PathNotAllowed as resolve does, for an allowed directory itself, and where nothing can be written.
+        """
+        target = self.resolve(path, field=field, must_exist=False)
+        if target in self.roots:
+            message = f"{target} is an allowed directory itself; name a directory in it"
+            raise PathNotAllowed(Problem(field, message))
+        if problem := _unwritable(target):
+            raise PathNotAllowed(Problem(field, problem), reason="PATH_NOT_WRITABLE")
+        return target
+
     @staticmethod
     def _real(path: Path) -> Path | None:
         try:
             return Path(os.path.realpath(path))
         except (OSError, ValueError):
             return None
+
+
+def _unwritable(target: Path) -> str:
+    """Why nothing can be written at a path; empty when it can."""
+    ancestor = target
+    while not os.path.lexists(ancestor):
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        return f"{ancestor} is not a directory"
+    parent = target.parent if ancestor == target else ancestor
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} cannot be written to"
+    return ""

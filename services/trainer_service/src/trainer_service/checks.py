@@ -1,7 +1,6 @@
 """Checks a whole specification: at submit, and again before training."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -187,15 +186,11 @@ class SpecChecks:
             return
         name = "finetune.output_dir"
         try:
-            target = self.roots.resolve(finetune.output_dir, field=name, must_exist=False)
+            target = self.roots.target(finetune.output_dir, field=name)
         except ModelkitError as error:
             checked.take(error)
             return
-        if target in self.roots.roots:
-            checked.refuse(name, f"{target} is an allowed directory itself; name a directory in it")
-        elif problem := _unwritable(target):
-            checked.refuse(name, problem)
-        elif not may_be_written(target, task_id):
+        if not may_be_written(target, task_id):
             checked.refuse(name, f"{target} is not empty; choose another directory, or empty it")
         checked.output_dir = target
 
@@ -235,19 +230,6 @@ def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> 
     except InvalidJob as error:
         for problem in error.problems or (error.message,):
             checked.refuse("finetune", problem)
-
-
-def _unwritable(target: Path) -> str:
-    """Why nothing can be written at a path; empty when it can."""
-    ancestor = target
-    while not os.path.lexists(ancestor):
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
-        return f"{ancestor} is not a directory"
-    parent = target.parent if ancestor == target else ancestor
-    if not os.access(parent, os.W_OK | os.X_OK):
-        return f"{parent} cannot be written to"
-    return ""
 
 
 def _check_devices(devices: spec_pb2.DeviceRequest, checked: CheckedSpec, *, cpu_fallback: bool) -> None:

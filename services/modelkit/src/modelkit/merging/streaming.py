@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -59,7 +60,7 @@ class _Copy:
 
 def merge(
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     target: Path,
     *,
     progress: Progress = lambda _: None,
@@ -67,15 +68,18 @@ def merge(
 ) -> MergePlan:
     """Writes the base model in one directory with the adapter in another to a third, which must not exist.
 
-    Configuration, tokenizer and chat template go with it. progress hears the share that is done, from 0 to 1;
-    is_stopped is asked between blocks. Raises InvalidModel, InvalidAdapter, OSError or MergeStopped; nothing is left
-    under the target's name then. The plan that is returned tells what was written; it is closed.
+    Without an adapter it is a copy of the model's own files. Configuration, tokenizer and chat template go with it.
+    progress hears the share that is done, from 0 to 1; is_stopped is asked between blocks. Raises InvalidModel,
+    InvalidAdapter, OSError or MergeStopped; nothing is left under the target's name then. The plan that is returned
+    tells what was written; it is closed.
     """
     staging = target.parent / f".{target.name}.tmp"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        with Adapter(adapter) as opened, MergePlan(base, opened) as plan:
+        with ExitStack() as stack:
+            opened = stack.enter_context(Adapter(adapter)) if adapter else None
+            plan = stack.enter_context(MergePlan(base, opened))
             write_weights(plan, staging, progress=progress, is_stopped=is_stopped)
             carry(plan, staging)
         bring_to_disk(staging)

@@ -1,0 +1,54 @@
+"""Stored models of fine-tuning tasks, handed out as they are."""
+
+import hashlib
+from collections.abc import AsyncIterator
+
+from export_service.downloads import zip_pieces
+from export_service.exports import identity
+from export_service.sources import has_adapter, is_adapter_file, stored_model
+from modelkit.checkpoints import MANIFEST, Manifest
+from modelkit.errors import InvalidCheckpoint
+from servicekit.errors import FailedPrecondition, Internal, NotFound
+from servicekit.objects import ObjectStore
+from tunesmith.task.v1 import task_pb2, task_service_pb2, task_service_pb2_grpc
+
+
+class StoredModels:
+    """Streams checkpoints and final models, each call with the token of the one who asks."""
+
+    def __init__(self, tasks: "task_service_pb2_grpc.TaskServiceAsyncStub", store: ObjectStore) -> None:
+        self._tasks = tasks
+        self._store = store
+
+    async def download(self, task_id: str, step: int, *, adapter_only: bool, token: str) -> AsyncIterator[bytes]:
+        """A ZIP of a checkpoint, for step 0 of the final model. An adapter alone comes without optimiser state.
+
+        NotFound without such a task or checkpoint, FailedPrecondition for the adapter of a full training and before
+        there is a final model.
+        """
+        request = task_service_pb2.GetTaskSourceRequest(task_id=task_id)
+        source = (await self._tasks.GetTaskSource(request, metadata=identity(token))).source
+        if adapter_only and not has_adapter(source):
+            message = f"task {task_id} has trained all weights and has no adapter; download the whole model"
+            raise FailedPrecondition(message, reason="NO_ADAPTER")
+        stored = stored_model(source, step)
+        if stored is None and step:
+            raise NotFound(f"task {task_id} has no stored checkpoint of step {step}")
+        if stored is None or source.spec.WhichOneof("work") != "finetune":
+            state = task_pb2.State.Name(source.state).removeprefix("STATE_")
+            raise FailedPrecondition(f"task {task_id} is {state} and has no final model", reason="NO_MODEL")
+        prefix = stored.prefix.rstrip("/")
+        manifest = await self._manifest(prefix, stored.manifest_sha256)
+        files = [file for file in manifest.files if not adapter_only or is_adapter_file(file.path)]
+        async for piece in zip_pieces(self._store, prefix, files):
+            yield piece
+
+    async def _manifest(self, prefix: str, sha256: str) -> Manifest:
+        """Raises Internal for one that is damaged."""
+        raw = await self._store.get_bytes(f"{prefix}/{MANIFEST}")
+        try:
+            if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
+                raise Internal(f"the stored {MANIFEST} does not have the SHA-256 that was recorded")
+            return Manifest.from_json(raw)
+        except InvalidCheckpoint as error:
+            raise Internal(f"the stored model is damaged: {error}") from error

@@ -1,0 +1,5 @@
+"""Fixtures of exports over real services: a broker, an object store, a task service that knows just enough."""
+
+from services.workerkit.tests import fixtures
+
+shared_nats_server, bus, store = fixtures.shared_nats_server, fixtures.bus, fixtures.store
