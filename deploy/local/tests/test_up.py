@@ -20,7 +20,7 @@ from tunesmith_local.ports import claim
 pytestmark = pytest.mark.timeout(240)
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "tunesmith")
-NAMES = ["nats", "eval-service", "export-service", "task-service", "trainer-1", "gateway"]
+NAMES = ["nats", "task-service", "eval-service", "export-service", "trainer-1", "gateway"]
 START_SECONDS = 120.0
 
 
