@@ -146,7 +146,8 @@ async def test_steps_that_are_not_stored_are_named_one_by_one(service: Service, 
     assert list(later.depends_on) == [source.id]
     done, _ = await training(service, alice, end="completed")
     found = await problems(alice, export(done.id, 5))
-    assert found == {"spec.export.checkpoint_step": f"task {done.id} has no stored checkpoint at step 5; it has none"}
+    assert found == {"spec.export.checkpoint_step": f"task {done.id} has no stored checkpoint at step 5; it has 7"}
+    assert (await alice.create(spec=export(done.id, 7))).state == PENDING, "the step of the final model"
 
 
 async def test_rejected_checkpoints_are_not_there(service: Service, alice: Client) -> None:

@@ -94,7 +94,9 @@ def _of_unfinished(wish: Wish, source: task_service_pb2.TaskSource, depends: boo
 
 
 def _missing(wish: Wish, source: task_service_pb2.TaskSource, more: str) -> list[Problem]:
+    """The final model answers to its step too, which need not have a checkpoint."""
     stored = {item.step for item in source.checkpoints}
+    stored |= {source.output.step} if source.HasField("output") and source.output.step else set()
     has = f"it has {_named(sorted(stored))}" if stored else "it has none"
     return [
         Problem(path, f"task {source.task_id} has no stored checkpoint at step {step}; {has}{more}")
