@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from servicekit.errors import Problem
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
 from workerkit.child import environment
 from workerkit.datasets import DatasetChecks, reading_of
+from workerkit.holding import holding
 
 TASK_PREFIX = "task:"
 SUITE_SECONDS = 120.0
@@ -53,6 +55,10 @@ class EvaluationChecks:
     def cache(self) -> DataCache:
         """What was worked out from data."""
         return self._datasets.cache
+
+    def holding(self, checked: CheckedEvaluation) -> AbstractContextManager[None]:
+        """As workerkit.holding."""
+        return holding(checked, self.cache, self._models)
 
     def check(
         self, spec: spec_pb2.EvaluateSpec, source: task_service_pb2.TaskSource, *, token: str = "", starts: bool = False

@@ -1,6 +1,7 @@
 """One attempt at an evaluation: brings model, data and checkpoints here, has a child score them, stores the report."""
 
 import asyncio
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,12 @@ class EvaluationWork:
         self._child = ChildRun(shop.launcher, control, lease, reporter, patience, TERMS)
         origin = Origin(self._task.id, self._task.attempt, self._task.run, self._finetune.base_model)
         self._result = ResultStore(shop.store, origin, control, lease, reporter, "the report")
+        self._held = contextlib.ExitStack()  # what an evaluation reads may not leave the caches
 
     async def run(self) -> Ending:
         """How the attempt ended. Raises what nobody expects to go wrong."""
-        return await brought_to_an_end(self._control, self._attempt())
+        with self._held:
+            return await brought_to_an_end(self._control, self._attempt())
 
     async def _attempt(self) -> Ending:
         job = await self._control.unless(Intent.RELEASE, self._prepare())
@@ -99,11 +102,15 @@ class EvaluationWork:
         if not self._source.task_id:
             message = f"evaluate.source_task_id: task {self._spec.source_task_id} is not there any more"
             raise AttemptError(Failed("SOURCE_GONE", message))
-        checked = await asyncio.to_thread(self._shop.checks.check, self._spec, self._source, starts=True)
-        if checked.problems:
-            problems = [str(problem) for problem in checked.problems]
-            raise AttemptError(Failed("SPEC_INVALID", "; ".join(problems), problems))
-        return checked
+        checks = self._shop.checks
+        while True:
+            checked = await asyncio.to_thread(checks.check, self._spec, self._source, starts=True)
+            if checked.problems:
+                problems = [str(problem) for problem in checked.problems]
+                raise AttemptError(Failed("SPEC_INVALID", "; ".join(problems), problems))
+            with contextlib.suppress(FileNotFoundError):  # what has left a cache meanwhile is made again
+                self._held.enter_context(checks.holding(checked))
+                return checked
 
     async def _fetch_base(self) -> Path:
         """The base model of a task that went on from another task's output."""

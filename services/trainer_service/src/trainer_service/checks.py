@@ -1,7 +1,7 @@
 """Checks a whole specification: at submit, and again before training."""
 
 import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from trainer_service.recipes.support import unfit, unsupported
 from tunesmith.task.v1 import spec_pb2
 from workerkit.child.errors import InvalidJob
 from workerkit.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
+from workerkit.holding import holding
 from workerkit.output import may_be_written
 
 TASK_PREFIX = "task:"
@@ -93,19 +94,9 @@ class SpecChecks:
         """What was worked out from data."""
         return self._datasets.cache
 
-    @contextlib.contextmanager
-    def holding(self, checked: CheckedSpec) -> Iterator[None]:
-        """Within it, what a checked specification stands for stays in the caches.
-
-        Raises FileNotFoundError when something has left them already: check again, which makes it again.
-        """
-        data = checked.dataset
-        files = [path for path in (data.train, data.validation, data.test) if path] if data else []
-        with contextlib.ExitStack() as held:
-            held.enter_context(self.cache.holding(*files))
-            if self.models.conversions is not None and checked.model_dir is not None:
-                held.enter_context(self.models.conversions.holding(checked.model_dir))
-            yield
+    def holding(self, checked: CheckedSpec) -> AbstractContextManager[None]:
+        """As workerkit.holding."""
+        return holding(checked, self.cache, self.models)
 
     def dataset(
         self,
