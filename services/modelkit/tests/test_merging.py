@@ -14,13 +14,19 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from modelkit import scratch
 from modelkit.adapters import Adapter
+from modelkit.base_models import BaseModels
+from modelkit.datasets import DataCache
 from modelkit.errors import InvalidAdapter, InvalidModel
 from modelkit.identity import ORIGIN_FILE, require_same_base, weights_sha256
 from modelkit.inspection import inspect
 from modelkit.loading import load_weights
 from modelkit.merging import MergePlan, MergeStopped, merge
+from modelkit.paths import AllowedRoots
+from services.modelkit.tests.chatglm_checkpoints import checkpoint, configuration, sentencepiece_model
 
 from .adapted import IDS, adapt, stored_as
+
+__all__ = ["sentencepiece_model"]
 
 Models = dict[str, Path]
 
@@ -246,3 +252,16 @@ def test_a_base_that_changed_since_training_is_told(models: Models, tmp_path: Pa
     with pytest.raises(InvalidModel, match="not those that the adapter was trained on") as caught:
         require_same_base(adapter, base)
     assert caught.value.reason == "BASE_MODEL_CHANGED"
+
+
+def test_an_adapter_of_a_chatglm_original_is_merged_on_the_converted_model(
+    tmp_path: Path, sentencepiece_model: Path
+) -> None:
+    checkpoint(tmp_path / "chatglm", sentencepiece_model, configuration())
+    roots = AllowedRoots([tmp_path])
+    models = BaseModels(roots, conversions=DataCache(tmp_path / "converted"))
+    base = models.ready(models.resolve(str(tmp_path / "chatglm")))
+    model = adapt(base, tmp_path / "adapter", target_modules=["q_proj", "gate_up_proj"])
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    assert torch.allclose(logits(tmp_path / "merged"), model(IDS).logits, atol=1e-4)
+    assert inspect(tmp_path / "merged").problems == []

@@ -114,8 +114,7 @@ def _trainer(request: Request, ports: Mapping[str, int], name: str, account: nat
 
 
 def _export(request: Request, ports: Mapping[str, int], account: nats.Account) -> Program:
-    settings = {"slots": EXPORTS_AT_ONCE, "trainer_target": _trainers(request, ports)}
-    return _worker(request, ports, EXPORT, "export_service", EXPORT, account, **settings)
+    return _worker(request, ports, EXPORT, "export_service", EXPORT, account, slots=EXPORTS_AT_ONCE)
 
 
 def _worker(

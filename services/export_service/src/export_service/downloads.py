@@ -52,7 +52,7 @@ async def zip_pieces(store: ObjectStore, prefix: str, files: Iterable[FileEntry]
     Raises Internal at the end of a file that is damaged, and what the store raises; the ZIP is not whole then.
     """
     sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for file in files:
             key = f"{prefix}/{file.path}"
             with archive.open(zipfile.ZipInfo(file.path), "w", force_zip64=True) as entry:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from workerkit.supervision import Patience
 T = TypeVar("T")
 
 MEMORY_ADVICE = ("export on a machine with more memory", "choose types without an importance matrix")
+STOP_SECONDS = 5.0  # an export that is stopped has nothing to save
 TERMS = Terms("export process", MEMORY_ADVICE)
 
 
@@ -67,7 +68,8 @@ class ExportWork:
         self._reporter = reporter
         base_name = claim.source.spec.finetune.base_model
         origin = Origin(self._task.id, self._task.attempt, self._task.run, base_name)
-        patience = patience_for(self._task.labels, shop.patience)
+        usual = replace(shop.patience, grace_seconds=min(shop.patience.grace_seconds, STOP_SECONDS))
+        patience = patience_for(self._task.labels, usual)
         self._child = ChildRun(shop.launcher, control, lease, reporter, patience, TERMS)
         self._result = ResultStore(shop.store, origin, control, lease, reporter, "the export")
         self._output_dir = shop.output_root / self._task.id
