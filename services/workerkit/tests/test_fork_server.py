@@ -177,6 +177,12 @@ async def test_a_fork_server_on_demand_comes_with_the_first_child_and_goes_when_
     await gone(*filter(None, servers))
 
 
+async def test_a_fork_server_on_demand_is_warm_before_a_child_that_was_announced(sparing: ForkLauncher) -> None:
+    sparing.warm_up()
+    await sparing.wait_warm()
+    await eventually(lambda: sparing.pid is None)
+
+
 async def test_a_fork_server_on_demand_stays_while_a_child_runs(
     sparing: ForkLauncher, job: Callable[..., Path]
 ) -> None:

@@ -312,12 +312,18 @@ class ForkLauncher:
         await server.stop()
         self._server = None
 
+    def warm_up(self) -> None:
+        """Has a fork server started, or kept, for a child that is about to come."""
+        self._wanted.set()
+        if self._server is not None:
+            self._server.used = time.monotonic()
+
     async def start(self, job_dir: Path, env: Mapping[str, str], *, entry: str | None = None) -> ForkedChild:
         """Starts a child once the fork server is warm; entry (`module:function`) replaces the usual one.
 
         Raises LaunchError when that fails, or when a fork server that is started for it does not come up.
         """
-        self._wanted.set()
+        self.warm_up()
         if not self.warm:
             await self._warmed_up()
         if self._server is None:

@@ -158,6 +158,7 @@ class Worker:
                 claimed_at = boot_clock()
                 claim = await self._claim(item, message)
                 if claim is not None:
+                    self._launcher.warm_up()  # while what the child needs is fetched
                     logger.info("task %s: attempt %d is ours", claim.task.id, claim.task.attempt)
                     await Attempt(self._post, self._make_work, claim, message, control, claimed_at).run()
         finally:
