@@ -144,7 +144,7 @@ def test_datasets_are_uploaded_and_deleted(http: httpx.Client) -> None:
 
 
 def test_every_other_route_answers(http: httpx.Client, workload: Workload) -> None:
-    """QLoRA with the guide's settings (T22), the lists, and what comes later, said plainly."""
+    """QLoRA with the guide's settings (T22), the lists, the model asked and merged (T32), and what comes later."""
     data = http.post("/api/llm-finetuning/data/upload", files={"file": ("train.jsonl", content())}).json()["path"]
     quantized = {"use_4bit": True, "bnb_4bit_quant_type": "nf4", "use_nested_quant": False}
     body = {"base_model": str(workload.model), "dataset_path": data, "epochs": 1, **quantized}
@@ -165,9 +165,14 @@ def test_every_other_route_answers(http: httpx.Client, workload: Workload) -> No
     for route in ("image-classifier", "object-detection"):
         answer = http.post(f"/api/training/{route}", files=images, data={"base_model": "resnet50"})
         assert answer.status_code == 501, answer.text
-    assert http.get(f"/api/training/download/{task_id}").status_code == 501
-    merge = {"task_id": task_id, "output_path": "/models/merged"}
-    assert http.post("/api/llm-finetuning/merge", json=merge).status_code == 501
-    assert http.post("/api/llm-finetuning/test", json={"task_id": task_id, "prompt": "hi"}).status_code == 501
+    model = http.get(f"/api/training/download/{task_id}")
+    assert model.headers["content-disposition"] == f'attachment; filename="model_{task_id}.zip"', model.text
+    answer = http.post("/api/llm-finetuning/test", json={"task_id": task_id, "prompt": "hi", "max_tokens": 4})
+    assert (answer.status_code, list(answer.json())) == (200, ["response"])
+    merged = workload.model.parent / "merged"
+    merge = {"task_id": task_id, "output_path": str(merged)}
+    answer = http.post("/api/llm-finetuning/merge", json=merge, timeout=120)
+    assert (answer.status_code, answer.json()) == (200, {"success": True, "path": str(merged)})
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in merged.iterdir()}
     assert http.get("/api/training/status/unknown").status_code == 404
     assert http.get("/api/training/tasks", headers={"authorization": "Bearer x"}).status_code == 401
