@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from eval_service.generation.memory import PROCESS_BYTES
-from eval_service.generation.setup import PRELOAD
+from eval_service.generation.process import ENTRY
+from eval_service.setup import PRELOAD
 from servicekit.errors import (
     FailedPrecondition,
     Internal,
@@ -39,7 +40,7 @@ ENDLESS = {"max_tokens": 400, "temperature": 2.0, "top_k": 0, "top_p": 1.0}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def launcher() -> AsyncIterator[ForkLauncher]:
-    async with running_launcher(preload=PRELOAD, entry="eval_service.generation.engine.child:main") as launcher:
+    async with running_launcher(preload=PRELOAD, entry=ENTRY) as launcher:
         yield launcher
 
 

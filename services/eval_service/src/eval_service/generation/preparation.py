@@ -82,7 +82,9 @@ class Preparation:
             folder = await held.enter_async_context(self._files.held(choice.base_stored, files, progress))
             return await self._whole(folder / content.path, content_key(files)), folder / content.path
         progress.enter("finding base model")
-        model = await asyncio.to_thread(self._base_models.resolve, choice.base_model)
+        model = await asyncio.to_thread(
+            self._base_models.resolve, choice.base_model, own_tokenizer=choice.own_tokenizer
+        )
         if model.needs_conversion:
             progress.enter("converting base model")
         directory = await asyncio.to_thread(self._base_models.ready, model)

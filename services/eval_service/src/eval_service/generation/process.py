@@ -53,7 +53,6 @@ class ModelProcess:
         self._next = 1
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.memory = 0
-        self.context = 0
         self.at_once = 1
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone: asyncio.Future[TunesmithError] = asyncio.get_running_loop().create_future()
@@ -151,7 +150,7 @@ class ModelProcess:
         self.memory = message.get("memory", self.memory)
         match message["event"]:
             case "ready":
-                self.context, self.at_once = message["context"], message["at_once"]
+                self.at_once = message["at_once"]
                 self.ready.set_result(None)
             case "failed":
                 self.ready.set_exception(_failure("the model cannot be loaded", message))

@@ -18,7 +18,6 @@ from servicekit.objects import ObjectStore
 if TYPE_CHECKING:
     from tunesmith.task.v1 import task_service_pb2_grpc
 
-PRELOAD = "eval_service.generation.preload"
 PROCESSES, CACHE = "generating", "generation-cache"
 
 

@@ -21,8 +21,8 @@ class Stored:
 class Choice:
     """What a request means. stored is a checkpoint, a final model or an export, None for the base model.
 
-    base_model is the name of the base of a fine-tuning task, base_stored where it lies if it is another task's output.
-    artifact is the name of a GGUF file, where one was named.
+    base_model is the name of the base of a fine-tuning task, base_stored where it lies if it is another task's output;
+    own_tokenizer says that its tokenizer is its own. artifact is the name of a GGUF file, where one was named.
     """
 
     task_id: str
@@ -30,6 +30,7 @@ class Choice:
     stored: Stored | None
     base_model: str = ""
     base_stored: Stored | None = None
+    own_tokenizer: bool = True
     artifact: str = ""
 
 
@@ -60,15 +61,16 @@ def _of_finetune(request: pb.GenerateRequest, source: task_service_pb2.TaskSourc
         raise InvalidArgument(problems=[Problem("artifact", "only exports have artifacts; leave it out")])
     base = finetune.base_model
     from_task = Stored(source.base_model_prefix) if base.startswith(TASK_PREFIX) else None
+    own_tokenizer = not finetune.language_model.tokenizer_path
     if request.base_model:
-        return Choice(source.task_id, 0, None, base, from_task)
+        return Choice(source.task_id, 0, None, base, from_task, own_tokenizer)
     if finetune.language_model.objective == spec_pb2.OBJECTIVE_CLASSIFICATION:
         raise FailedPrecondition(
             f"the model of task {source.task_id} classifies texts, it writes none; evaluate it to see how well",
             reason="MODEL_CLASSIFIES",
         )
     step, stored = _checkpoint(request.checkpoint_step, source)
-    return Choice(source.task_id, step, stored, base, from_task)
+    return Choice(source.task_id, step, stored, base, from_task, own_tokenizer)
 
 
 def _checkpoint(step: int, source: task_service_pb2.TaskSource) -> tuple[int, Stored]:

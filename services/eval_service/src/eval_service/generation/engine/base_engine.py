@@ -94,7 +94,8 @@ class BaseEngine:
         self._model: Any = load_model(directory, dtype=dtype, config=self._config, device=self._device)
         self._model.eval()
         self._variants = Variants(self._model)
-        self._voices = {"": self._voice(directory)}
+        self._directory = directory
+        self._voices: dict[str, Voice] = {}
         self._remembered: list[_Memory] = []
         takes_columns = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._options = {"logits_to_keep": 1} if takes_columns else {}
@@ -116,7 +117,12 @@ class BaseEngine:
         self._voices.pop(variant, None)
 
     def prompt(self, variant: str, messages: Sequence[Message]) -> Prompt:
-        """The tokens of a conversation as the variant's own template writes it."""
+        """The tokens of a conversation as the variant's own template writes it.
+
+        Raises InvalidModel when the model itself is asked and has no tokenizer.
+        """
+        if not variant and not self._voices.get(variant):
+            self._voices[variant] = self._voice(self._directory)
         voice = self._voices[variant]
         tokens = voice.encode(voice.prompts.text(messages))
         lead = tokens[-LEAD:] if voice.prompts.continues else []

@@ -2,7 +2,7 @@
 
 Messages are JSON objects, one a line. In: {"op": "add", "variant", "directory"}, {"op": "remove", "variant"},
 {"op": "generate", "id", "variant", "messages", "sampling", "max_tokens", "stop"}, {"op": "cancel", "id"}.
-Out: {"event": "ready", "context", "at_once", "memory"} once, or {"event": "failed", "message", "reason"} at the end;
+Out: {"event": "ready", "at_once", "memory"} once, or {"event": "failed", "message", "reason"} at the end;
 {"event": "added", "variant", "size", "memory"} or {"event": "refused", "variant", "message", "reason"}; and of each
 answer {"event": "text", "id", "text"}, then {"event": "done", "id", "finish_reason", "usage", "memory"} or
 {"event": "error", "id", "message", "reason", "refused"}. The end of the socket is the end of the process.
@@ -174,6 +174,6 @@ def main(directory: Path) -> int:
             connection.send(event="failed", message=str(error), reason=reason)
             return 1
         memory = memory_of_this_process()
-        connection.send(event="ready", context=engine.context, at_once=engine.at_once, memory=memory)
+        connection.send(event="ready", at_once=engine.at_once, memory=memory)
         Turns(engine, connection).serve()
     return 0

@@ -9,7 +9,6 @@ from modelkit.errors import InvalidTemplate
 from modelkit.templates import ChatTemplate
 
 PROBE: tuple[Message, Message] = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "reply"})
-ROLES = ("system", "user", "assistant")
 
 
 class Prompts:
