@@ -183,6 +183,19 @@ async def test_a_fork_server_on_demand_is_warm_before_a_child_that_was_announced
     await eventually(lambda: sparing.pid is None)
 
 
+async def test_a_launcher_does_not_wait_for_a_fork_server_that_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(JOBS), str(tmp_path))))
+    started = tmp_path / "started"
+    (tmp_path / "slow_preload.py").write_text(f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(600)\n")
+    async with running_launcher(preload="slow_preload", entry="plain_jobs:run") as launcher:
+        await eventually(started.exists)
+        server = launcher.pid
+        assert server is not None
+    await gone(server)
+
+
 async def test_a_fork_server_on_demand_stays_while_a_child_runs(
     sparing: ForkLauncher, job: Callable[..., Path]
 ) -> None:

@@ -208,6 +208,8 @@ class _Server:
 
     async def stop(self) -> None:
         """Closes the socket, on which the fork server ends its children and itself."""
+        if not self.ready.done():
+            self.process.kill()  # it has no children, and would first import everything
         if not self.gone.done():
             self._lost()
         try:
