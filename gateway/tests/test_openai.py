@@ -61,7 +61,13 @@ async def test_what_a_client_asks_for_is_passed_on(gateway: Gateway) -> None:
     parts = [{"type": "text", "text": "hello"}, {"type": "text", "text": " you"}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     more: dict[str, Any] = {"temperature": 0, "top_p": 0.5, "seed": -1, "presence_penalty": 1, "top_k": 7, "min_p": 0.1}
-    none: dict[str, Any] = {"n": 1, "frequency_penalty": 0.0, "logprobs": None, "tools": [], "response_format": {"type": "text"}}
+    none: dict[str, Any] = {
+        "n": 1,
+        "frequency_penalty": 0.0,
+        "logprobs": None,
+        "tools": [],
+        "response_format": {"type": "text"},
+    }
     status, _ = await chat(gateway, messages=messages, stop="END", max_completion_tokens=9, **more, **none)
     assert status == 200
     request = asked(gateway)

@@ -166,9 +166,7 @@ class Streams:
 
 
 class _Writer:
-    def __init__(
-        self, send: Send, framing: Framing, refuse: Callable[[Send, TunesmithError], Awaitable[None]]
-    ) -> None:
+    def __init__(self, send: Send, framing: Framing, refuse: Callable[[Send, TunesmithError], Awaitable[None]]) -> None:
         self._send = send
         self._refuse = refuse
         self.framing = framing
