@@ -55,8 +55,10 @@ def amounts(
     spec: spec_pb2.ExportSpec, types: Sequence[str], *, fetched: int, adapter: int, weights: int, parameters: int
 ) -> Amounts:
     """What an export writes: adapter and weights are the bytes of the adapter's files and of the whole model's."""
-    if spec.format in (spec_pb2.EXPORT_FORMAT_ADAPTER, spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER):
+    if spec.format == spec_pb2.EXPORT_FORMAT_ADAPTER:
         return Amounts(fetched, 0, adapter + SMALL_FILES_BYTES)
+    if spec.format == spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER:  # compared on a file of the base model
+        return Amounts(fetched, weights, adapter + SMALL_FILES_BYTES)
     if spec.format == spec_pb2.EXPORT_FORMAT_MERGED:
         return Amounts(fetched, 0, weights + SMALL_FILES_BYTES)
     result = sum(int(parameters * BITS.get(name, 0.0) / 8 * GGUF_MARGIN) for name in types) + SMALL_FILES_BYTES

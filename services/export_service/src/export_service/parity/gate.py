@@ -1,6 +1,7 @@
 """Compares what was exported with what was trained: the base model with the adapter on it, in float32."""
 
 import gc
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export_service.gguf.job import tokenizer_of
+from export_service.gguf.job import GgufJob, tokenizer_of, write
 from export_service.parity import llama, reference
 from export_service.parity.checks import (
     FORMS,
@@ -32,6 +33,7 @@ from modelkit.merging import MergePlan
 from modelkit.templates import ChatTemplate
 
 MAX_PROMPTS, MAX_TOKENS = 8, 256
+ADAPTER = "-lora"  # at the end of the name of a file that holds an adapter alone
 TIE_MARGIN = 4.0  # times the allowed root mean square of the difference of logits
 # What tokenizers trip over, beside the prompts: spaces, line breaks, numbers, scripts, signs.
 TEXTS = (
@@ -55,8 +57,9 @@ def check(
     """Every check of an export's forms, in the order of the forms; one that failed has passed = False.
 
     base and adapter are what was trained; an adapter of None stands for a model that was trained whole, or the base
-    alone. merged is a directory in Hugging Face form. GGUF files are named as export_service.gguf names them, with their
-    type at the end. prompts are questions as users ask them. Raises InvalidModel, InvalidAdapter or OSError where nothing can be compared.
+    alone. merged is a directory in Hugging Face form. Names of GGUF files end with their type, as export_service.gguf
+    gives them. prompts are questions as users ask them. Raises InvalidModel, InvalidAdapter or OSError where nothing
+    can be compared.
     """
     gate = _Gate(base, adapter, prompts, progress)
     found: list[Check] = []
@@ -108,6 +111,9 @@ class _Gate:
 
     def gguf(self, file: Path) -> Iterator[Check]:
         """Checks of a GGUF file."""
+        if file.stem.endswith(ADAPTER):
+            yield from self._adapter_file(file)
+            return
         texts = [*self.texts, *TEXTS]
         try:
             name, share = worst_weights(self.base, self.adapter, file)
@@ -119,6 +125,18 @@ class _Gate:
         wrong = sum(got != self._tokens(text) for got, text in zip(answer.tokens, texts, strict=True))
         yield made(file.name, TEMPLATE, wrong, 0, "texts with other tokens:")
         yield from self._compared(file.name, answer.readings, self._limits(file.stem.rpartition("-")[2]))
+
+    def _adapter_file(self, file: Path) -> Iterator[Check]:
+        """Checks of an adapter's GGUF file on one of its base model, which is written for that and thrown away."""
+        kind = next((name for name in ("BF16", "F16") if self.stored == {name}), "F32")
+        with tempfile.TemporaryDirectory(prefix=".parity-", dir=file.parent) as folder:
+            (base,) = write(GgufJob(self.base, None, Path(folder), "base", [kind]))
+            try:
+                answer = llama.ask(base, self.sequences, [], adapter=file)
+            except llama.GgufUnreadable as error:
+                yield Check(file.name, LOGITS, float("inf"), 0.0, passed=False, text=str(error))
+                return
+        yield from self._compared(file.name, answer.readings, self._limits(kind))
 
     def _limits(self, kind: str) -> Limits:
         """Those of a form; rounding to what the base model is stored in is allowed to every one."""
