@@ -28,6 +28,7 @@ from services.workerkit.tests.desk import NAME as TASKS
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+from workerkit.turns import Turns
 
 K_QUANTS = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"}
 I_QUANTS = {"IQ1_S", "IQ1_M", "IQ2_S", "IQ2_M", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"}
@@ -100,7 +101,8 @@ async def stub(bench: Bench, tasks: Tasks) -> AsyncIterator["export_service_pb2_
         open_channel(f"127.0.0.1:{desk.port}") as channel,
     ):
         remote = task_service_pb2_grpc.TaskServiceStub(channel)
-        servicer = ExportServicer(Exports(remote, bench.store), StoredModels(remote, bench.store), bench.checks)
+        exports, models = Exports(remote, bench.store), StoredModels(remote, bench.store)
+        servicer = ExportServicer(exports, models, bench.checks, Turns())
         servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
         async with (
             running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
@@ -133,7 +135,7 @@ async def download(stub: Any, **request: Any) -> tuple[bytes, pb.DownloadArtifac
 
 
 async def test_reports_healthy(bench: Bench) -> None:
-    servicer = ExportServicer(None, None, bench.checks)  # type: ignore[arg-type]
+    servicer = ExportServicer(None, None, bench.checks, Turns())  # type: ignore[arg-type]
     servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
     async with (
         running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,

@@ -14,10 +14,10 @@ from servicekit.errors import InvalidArgument, ResourceExhausted
 from servicekit.grpc_client import bearer
 from services.trainer_service.tests.bench import MakeSpec
 from services.trainer_service.tests.trainer_stub import Stub, Uploads, check, peer, stub, turns, uploads, write
-from trainer_service.turns import Limits, Turns
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from workerkit.datasets import DatasetChecks
+from workerkit.turns import Limits, Turns
 
 __all__ = ["peer", "stub", "turns", "uploads"]
 

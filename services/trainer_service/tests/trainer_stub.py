@@ -28,13 +28,13 @@ from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
 from trainer_service.servicer import TrainerServicer
 from trainer_service.setup import NAME
-from trainer_service.turns import Turns
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
 from workerkit.datasets import DatasetChecks
 from workerkit.fork_launcher import running_launcher
 from workerkit.remote_datasets import RemoteDatasets
+from workerkit.turns import Turns
 
 Stub = Any
 

@@ -1,6 +1,5 @@
 """EvalService: evaluations, their scores and reports, and live generation."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,9 @@ from eval_service.evaluations import Evaluations
 from eval_service.generation.generation import Generation
 from eval_service.generation.servicer import GenerationServicer
 from eval_service.scores import SCORES
+from servicekit.identity import current_principal
 from tunesmith.eval.v1 import eval_service_pb2 as pb
+from workerkit.turns import Turns
 
 if TYPE_CHECKING:
     import grpc
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
 
 class EvalServicer(GenerationServicer):
-    """Serves tunesmith.eval.v1.EvalService."""
+    """Serves tunesmith.eval.v1.EvalService. What reads a user's files waits for the user's turn."""
 
-    def __init__(self, evaluations: Evaluations, checks: EvaluationChecks, generation: Generation) -> None:
+    def __init__(
+        self, evaluations: Evaluations, checks: EvaluationChecks, generation: Generation, turns: Turns
+    ) -> None:
         super().__init__(generation)
         self._evaluations = evaluations
         self._checks = checks
+        self._turns = turns
 
     async def CreateEvaluation(
         self, request: pb.CreateEvaluationRequest, context: "Context"
@@ -61,7 +65,9 @@ class EvalServicer(GenerationServicer):
             yield piece
 
     async def CheckSpec(self, request: pb.CheckSpecRequest, context: "Context") -> pb.CheckSpecResponse:
-        checked = await asyncio.to_thread(self._checks.check, request.spec, request.source, token=token_of(context))
+        check, token = self._checks.check, token_of(context)
+        async with self._turns.of(current_principal().user):
+            checked = await self._turns.run(check, request.spec, request.source, token=token)
         problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
         return pb.CheckSpecResponse(problems=problems)
 

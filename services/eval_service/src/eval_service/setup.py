@@ -14,6 +14,7 @@ from servicekit.grpc_server import Servicer, running_server
 from servicekit.runtime import shutdown_event
 from tunesmith.eval.v1 import eval_service_pb2, eval_service_pb2_grpc
 from workerkit.inputs import Inputs
+from workerkit.turns import Turns
 from workerkit.workplace import open_workplace
 
 NAME = eval_service_pb2.DESCRIPTOR.services_by_name["EvalService"].full_name
@@ -39,7 +40,7 @@ async def run(settings: EvalSettings) -> None:
             launcher=place.launcher,
         )
         generation = await stack.enter_async_context(generating)
-        servicer = EvalServicer(Evaluations(place.tasks, place.store), checks, generation)
+        servicer = EvalServicer(Evaluations(place.tasks, place.store), checks, generation, Turns())
         servicers: list[Servicer] = [(eval_service_pb2_grpc.add_EvalServiceServicer_to_server, servicer, NAME)]
         shop = EvaluationShop(place.store, place.launcher, checks, settings.output_root, place.patience)
         worker = place.worker("evaluate", partial(EvaluationWork, shop))

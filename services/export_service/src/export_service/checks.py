@@ -31,6 +31,7 @@ from servicekit.errors import NotFound, Problem
 from servicekit.objects import ObjectStore
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
 from workerkit.output import may_be_written
+from workerkit.turns import InThread
 
 SOURCE, TYPES, OUTPUT = "export.source_task_id", "export.quantizations", "export.output_dir"
 FORMAT, STEP, IMPORTANCE = "export.format", "export.checkpoint_step", "export.importance_dataset"
@@ -84,6 +85,7 @@ class ExportChecks:
         places: Places,
         *,
         free: Callable[[Path], int] = free_bytes,
+        in_thread: InThread = asyncio.to_thread,
     ) -> None:
         self.models = models
         self._roots = roots
@@ -91,6 +93,7 @@ class ExportChecks:
         self._rows = rows
         self._places = places
         self._free = free
+        self._in_thread = in_thread
 
     async def check(
         self, spec: spec_pb2.ExportSpec, source: Source, *, task_id: str = "", token: str = ""
@@ -107,10 +110,10 @@ class ExportChecks:
         shape = await self._check_base(spec, source, checked)
         if shape is not None and spec.format in (*GGUF_FORMATS, spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER):
             has_text = await self._has_text(spec, source, checked, token)
-            checked.problems += await asyncio.to_thread(_type_problems, shape.config, checked.types, has_text)
+            checked.problems += await self._in_thread(_type_problems, shape.config, checked.types, has_text)
         self._check_output(spec, checked, task_id)
         if shape is not None:
-            await asyncio.to_thread(self._check_disk, spec, checked, shape)
+            await self._in_thread(self._check_disk, spec, checked, shape)
         return checked
 
     async def _check_stored(self, spec: spec_pb2.ExportSpec, source: Source, checked: CheckedExport) -> None:
@@ -159,11 +162,12 @@ class ExportChecks:
             return await self._check_base_task(source, checked)
         name = source.spec.finetune.base_model
         try:
-            checked.base = base = await asyncio.to_thread(self.models.resolve, name, field=SOURCE, own_tokenizer=False)
+            base = await self._in_thread(self.models.resolve, name, field=SOURCE, own_tokenizer=False)
         except ModelkitError as error:
             for problem in error.problems:
                 checked.refuse(SOURCE, f"its base model: {problem.message}")
             return None
+        checked.base = base
         return Shape(base.config, base.parameters, base.weight_bytes)
 
     async def _check_base_task(self, source: Source, checked: CheckedExport) -> Shape | None:

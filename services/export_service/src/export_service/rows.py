@@ -9,6 +9,7 @@ from modelkit.paths import AllowedRoots
 from servicekit.errors import TunesmithError
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
 from workerkit.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
+from workerkit.turns import InThread
 
 ROWS = 100
 
@@ -22,9 +23,10 @@ class NoRows(Exception):
 class TrainingRows:
     """Reads rows of datasets wherever they lie."""
 
-    def __init__(self, roots: AllowedRoots, known: DatasetChecks) -> None:
+    def __init__(self, roots: AllowedRoots, known: DatasetChecks, in_thread: InThread = asyncio.to_thread) -> None:
         self._roots = roots
         self._datasets = known
+        self._in_thread = in_thread
 
     async def read(
         self, spec: spec_pb2.ExportSpec, source: task_service_pb2.TaskSource, *, rows: int = ROWS, token: str = ""
@@ -35,7 +37,7 @@ class TrainingRows:
         right. Raises NoRows.
         """
         try:
-            return await asyncio.to_thread(self._read, spec, source, rows, token)
+            return await self._in_thread(self._read, spec, source, rows, token)
         except (ModelkitError, TunesmithError, OSError) as error:
             raise NoRows(f"the rows of the dataset cannot be read: {error}") from error
 

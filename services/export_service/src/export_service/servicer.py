@@ -7,8 +7,10 @@ from export_service.checks import ExportChecks
 from export_service.exports import Exports
 from export_service.formats import FORMATS
 from export_service.models import StoredModels
+from servicekit.identity import current_principal
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
+from workerkit.turns import Turns
 
 if TYPE_CHECKING:
     import grpc
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
-    """Serves tunesmith.export.v1.ExportService."""
+    """Serves tunesmith.export.v1.ExportService. What reads a user's files waits for the user's turn."""
 
-    def __init__(self, exports: Exports, models: StoredModels, checks: ExportChecks) -> None:
+    def __init__(self, exports: Exports, models: StoredModels, checks: ExportChecks, turns: Turns) -> None:
         self._exports = exports
         self._models = models
         self._checks = checks
+        self._turns = turns
 
     async def CreateExport(self, request: pb.CreateExportRequest, context: "Context") -> pb.CreateExportResponse:
         created = await self._exports.create(request.name, request.spec, token_of(context))
@@ -66,7 +69,8 @@ class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
             yield pb.DownloadModelResponse(data=piece)
 
     async def CheckSpec(self, request: pb.CheckSpecRequest, context: "Context") -> pb.CheckSpecResponse:
-        checked = await self._checks.check(request.spec, request.source, token=token_of(context))
+        async with self._turns.of(current_principal().user):
+            checked = await self._checks.check(request.spec, request.source, token=token_of(context))
         problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
         return pb.CheckSpecResponse(problems=problems)
 

@@ -1,5 +1,6 @@
 """Wiring of the export service."""
 
+import asyncio
 import contextlib
 from functools import partial
 
@@ -17,6 +18,7 @@ from servicekit.objects import directory_of
 from servicekit.runtime import shutdown_event
 from tunesmith.export.v1 import export_service_pb2, export_service_pb2_grpc
 from workerkit.inputs import Inputs
+from workerkit.turns import InThread, Turns
 from workerkit.workplace import open_workplace
 
 NAME = export_service_pb2.DESCRIPTOR.services_by_name["ExportService"].full_name
@@ -31,11 +33,18 @@ async def run(settings: ExportSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         place = await stack.enter_async_context(open_workplace(settings, preload=PRELOAD, entry=ENTRY))
         inputs = Inputs.of(settings, place.store, place.channel)
-        rows = TrainingRows(inputs.roots, inputs.datasets)
         places = Places(settings.work_dir, settings.output_root, directory_of(settings.object_store_url))
-        checks = ExportChecks(inputs.roots, inputs.models, place.store, rows, places)
-        servicer = ExportServicer(Exports(place.tasks, place.store), StoredModels(place.tasks, place.store), checks)
+        turns = Turns()
+
+        def checks_in(in_thread: InThread) -> tuple[ExportChecks, TrainingRows]:
+            rows = TrainingRows(inputs.roots, inputs.datasets, in_thread)
+            return ExportChecks(inputs.roots, inputs.models, place.store, rows, places, in_thread=in_thread), rows
+
+        asked, _ = checks_in(turns.run)
+        exports, models = Exports(place.tasks, place.store), StoredModels(place.tasks, place.store)
+        servicer = ExportServicer(exports, models, asked, turns)
         servicers: list[Servicer] = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
+        checks, rows = checks_in(asyncio.to_thread)
         shop = Workshop(place.store, place.launcher, checks, rows, settings.output_root, place.patience)
         worker = place.worker("export", partial(ExportWork, shop))
         server = await stack.enter_async_context(running_server(settings, servicers, ready=False))

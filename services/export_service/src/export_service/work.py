@@ -1,6 +1,7 @@
 """One attempt at an export: fetches what is exported, has a child make it, stores the result."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from export_service.job import Job
 from export_service.names import format_word
 from export_service.rows import Messages, NoRows, TrainingRows
 from export_service.sources import TASK_PREFIX, has_adapter, is_model_file, needs_base, wants_base_alone
-from modelkit.base_models import describe
+from modelkit.base_models import ResolvedModel, describe
 from modelkit.errors import ModelkitError
 from modelkit.inspection import inspect
 from servicekit.objects import ObjectStore
@@ -73,10 +74,12 @@ class ExportWork:
         self._child = ChildRun(shop.launcher, control, lease, reporter, patience, TERMS)
         self._result = ResultStore(shop.store, origin, control, lease, reporter, "the export")
         self._output_dir = shop.output_root / self._task.id
+        self._held = contextlib.ExitStack()  # a converted base model may not leave its cache
 
     async def run(self) -> Ending:
         """How the attempt ended. Raises what nobody expects to go wrong."""
-        return await brought_to_an_end(self._control, self._attempt())
+        with self._held:
+            return await brought_to_an_end(self._control, self._attempt())
 
     async def _attempt(self) -> Ending:
         job = await self._control.unless(Intent.RELEASE, self._prepare())
@@ -145,7 +148,7 @@ class ExportWork:
         name = self._source.spec.finetune.base_model
         try:
             if checked.base is not None:
-                return await asyncio.to_thread(self._shop.checks.models.ready, checked.base)
+                return await self._keep_base(checked.base)
             self._reporter.phase("fetching the base model")
             folder, prefix = self._folder / "base-model", self._source.base_model_prefix
             await self._patiently(
@@ -156,6 +159,17 @@ class ExportWork:
         except (ArtifactDamaged, ModelkitError) as error:
             kind = f"output of {name}" if name.startswith(TASK_PREFIX) else name
             raise AttemptError(Failed("BASE_MODEL_INVALID", f"the base model, {kind}: {error}")) from error
+
+    async def _keep_base(self, base: ResolvedModel) -> Path:
+        """Directory of a base model, converted where it needs that; it stays until the export has ended."""
+        models = self._shop.checks.models
+        while True:
+            directory = await asyncio.to_thread(models.ready, base)
+            if models.conversions is None:
+                return directory
+            with contextlib.suppress(FileNotFoundError):  # what has left the cache meanwhile is made again
+                self._held.enter_context(models.conversions.holding(directory))
+                return directory
 
     async def _read_rows(self) -> list[Messages]:
         """Rows to compare on, and for importance matrices; none is told in the log."""

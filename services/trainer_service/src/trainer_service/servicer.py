@@ -20,11 +20,11 @@ from trainer_service.environment import Environment
 from trainer_service.estimates.answer import answer
 from trainer_service.estimates.checked import estimate_checked, submit_problems
 from trainer_service.estimates.estimator import Estimator
-from trainer_service.turns import Turns
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
 from workerkit.datasets import DatasetChecks, reading_of
+from workerkit.turns import Turns
 
 T = TypeVar("T")
 

@@ -16,11 +16,11 @@ from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
-from trainer_service.turns import Turns
 from trainer_service.worker.training import Training, Workshop
 from tunesmith.task.v1 import task_service_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from workerkit.inputs import Inputs
+from workerkit.turns import Turns
 from workerkit.workplace import open_workplace
 
 NAME = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name

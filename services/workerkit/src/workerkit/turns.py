@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from servicekit.errors import ResourceExhausted
 
@@ -25,6 +25,12 @@ class Limits:
     of_user: int = 2
     waiting: int = 512
     waiting_of_user: int = 128
+
+
+class InThread(Protocol):
+    """Runs a function that blocks in a thread, as asyncio.to_thread and Turns.run do."""
+
+    async def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
 
 class Turns:
@@ -49,7 +55,7 @@ class Turns:
             self._running[user] -= 1
             self._begin_next()
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Result of a function that blocks, in a thread; one that is cancelled ends when the thread is free again."""
         call: Callable[[], T] = lambda: function(*args, **kwargs)  # noqa: E731
         work = asyncio.get_running_loop().run_in_executor(self._threads, call)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from servicekit.errors import ResourceExhausted
-from trainer_service.turns import Limits, Turns
+from workerkit.turns import Limits, Turns
 
 DEADLINE = 20.0
 
