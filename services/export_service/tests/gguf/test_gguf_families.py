@@ -60,6 +60,18 @@ def test_stretched_positions(tmp_path: Path, family: str, rope: dict[str, Any]) 
     assert difference(torch_model(base), file) < EXACT
 
 
+def test_a_configuration_in_its_older_spelling(tmp_path: Path) -> None:
+    base = small_model(tmp_path / "base", "llama")
+    path = base / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("rope_parameters", "tie_word_embeddings", "head_dim"):
+        del config[name]
+    config |= {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    path.write_text(json.dumps(config))
+    (file,) = write(GgufJob(base, None, tmp_path / "out", "m", ["F32"]))
+    assert difference(torch_model(base), file) < EXACT
+
+
 def test_a_window_that_llama_cpp_does_not_know_bounds_the_context(tmp_path: Path) -> None:
     base = small_model(tmp_path / "base", "mistral")
     change(base, sliding_window=256)

@@ -9,13 +9,12 @@ from gguf import GGMLQuantizationType
 
 from export_service.gguf.container import Container, Entry
 from export_service.gguf.errors import GgufNotPossible
-from export_service.gguf.outline import Outline, outline_problems
+from export_service.gguf.outline import Outline, outline_of
 from export_service.gguf.quantizer import encode
 from export_service.gguf.tensors import gguf_name, row_change
 from modelkit.adapters import Adapter, Product
 from modelkit.adapters.adapter import PREFIX
 from modelkit.errors import Problem
-from modelkit.loading import load_config
 from modelkit.merging import MergePlan
 from modelkit.number_formats import Floats
 from modelkit.tensor_files import StoredTensor
@@ -26,12 +25,10 @@ def write_adapter(base: Path, adapter: Path, target: Path) -> Path:
 
     Raises GgufNotPossible listing what llama.cpp has no adapters for, InvalidModel, InvalidAdapter or OSError.
     """
-    config = load_config(base).to_dict()
     with Adapter(adapter) as opened, MergePlan(base) as plan:
-        found = list(outline_problems(config)) or list(_problems(opened, plan, Outline(config)))
-        if found:
+        outline = outline_of(base, plan)
+        if found := list(_problems(opened, plan, outline)):
             raise GgufNotPossible([Problem("", problem) for problem in found])
-        outline = Outline(config)
         pairs = dict(_pairs(opened, outline))
     entries = [Entry(name, values.shape, GGMLQuantizationType.F32) for name, values in pairs.items()]
     metadata = {

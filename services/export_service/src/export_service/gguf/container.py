@@ -72,7 +72,7 @@ class Container:
 
     def write(self, name: str, first: int, data: Bytes) -> None:
         """Writes rows of a tensor from a row on; several threads may do so."""
-        view, position = memoryview(data), self._positions[name] + first * self._entries[name].row
+        view, position = data.data, self._positions[name] + first * self._entries[name].row
         while view:
             count = os.pwrite(self._descriptor, view, position)
             view, position = view[count:], position + count

@@ -19,7 +19,7 @@ from export_service.gguf.file_types import FILE_TYPES, FileType, keeps_float32, 
 from export_service.gguf.importance import importance
 from export_service.gguf.mixing import mix
 from export_service.gguf.modelfile import write_modelfile
-from export_service.gguf.outline import Outline
+from export_service.gguf.outline import Outline, outline_of
 from export_service.gguf.problems import problems
 from export_service.gguf.quantizer import encode
 from export_service.gguf.tensors import PlannedTensor, planned_tensors
@@ -65,13 +65,13 @@ def write(job: GgufJob, progress: Progress = lambda _share, _text: None) -> list
     with ExitStack() as stack:
         adapter = stack.enter_context(Adapter(job.adapter)) if job.adapter else None
         plan = stack.enter_context(MergePlan(job.base, adapter))
-        config = {**load_config(job.base).to_dict(), "tie_word_embeddings": plan.config.get("tie_word_embeddings")}
-        found = problems(config, job.types, has_text=bool(job.importance_rows))
+        outline = outline_of(job.base, plan)
+        found = problems(outline.config, job.types, has_text=bool(job.importance_rows))
         if adapter and adapter.head is not None:
             found.append("the adapter makes a text classifier, which GGUF files have no place for; export it merged")
         if found:
             raise GgufNotPossible([Problem("quantizations", text) for text in found])
-        return _Writing(job, plan, Outline(config), progress).run()
+        return _Writing(job, plan, outline, progress).run()
 
 
 def tokenizer_of(base: Path, adapter: Path | None) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ def mix(source: Path, target: Path, kind: FileType, importance: Mapping[str, Flo
     with tempfile.TemporaryDirectory(prefix="tunesmith-gguf-") as folder:
         matrix = Path(folder) / "importance.npz"
         if importance:
-            np.savez(matrix, **dict(importance))
+            arrays: dict[str, Any] = dict(importance)
+            np.savez(matrix, **arrays)
         job = {
             "source": str(source),
             "target": str(staging),

@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from export_service.gguf import rope
 from export_service.gguf.architectures import ARCHITECTURES, Architecture
+from export_service.gguf.errors import GgufNotPossible
+from modelkit.errors import Problem
+from modelkit.loading import load_config
+from modelkit.merging import MergePlan
 
 LOCAL_THETA = "rope.freq_base_swa"
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
 
 
 class Outline:
@@ -45,9 +51,9 @@ class Outline:
     @property
     def context_length(self) -> int:
         """Tokens that the model reads. Where llama.cpp knows no sliding window, up to that window both agree."""
-        longest, window = int(self.config["max_position_embeddings"]), self.config.get("sliding_window")
+        longest, window = int(self.config["max_position_embeddings"]), int(self.config.get("sliding_window") or 0)
         slides = window and self.config.get("use_sliding_window", True) and not self.architecture.windows
-        return min(longest, int(window)) if slides else longest
+        return min(longest, window) if slides else longest
 
     def metadata(self) -> dict[str, Any]:
         """Entries without the architecture's prefix."""
@@ -74,11 +80,23 @@ class Outline:
         return entries
 
 
+def outline_of(base: Path, plan: MergePlan) -> Outline:
+    """That of a merged model. Raises InvalidModel, or GgufNotPossible listing why llama.cpp cannot run it."""
+    config = load_config(base).to_dict()
+    config["tie_word_embeddings"] = plan.config.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if found := list(outline_problems(config)):
+        raise GgufNotPossible([Problem("", problem) for problem in found])
+    return Outline(config)
+
+
 def outline_problems(config: dict[str, Any]) -> Iterator[str]:
     """Why a model with this configuration cannot be run by llama.cpp."""
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         yield f"models of the family {kind!r} cannot be converted to GGUF; possible are {', '.join(ARCHITECTURES)}"
+        return
+    if missing := [name for name in SIZES if not config.get(name)]:
+        yield f"config.json has no {', '.join(missing)}"
         return
     outline = Outline(config)
     architecture = outline.architecture

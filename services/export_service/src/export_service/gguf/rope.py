@@ -75,7 +75,7 @@ def _llama3(rope: dict[str, Any], rotated: int) -> np.ndarray[Any, Any]:
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1.0 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return np.asarray(1.0 / ((1 - smooth) / factor + smooth), np.float32)
 
 
 def _longrope(rope: dict[str, Any], config: dict[str, Any]) -> Scaling:

@@ -66,7 +66,7 @@ def planned_tensors(plan: MergePlan, outline: Outline) -> list[PlannedTensor]:
     if unknown:
         names = ", ".join(sorted(unknown)[:5])
         raise not_possible(f"llama.cpp's architecture {outline.architecture.name} has no place for {names}")
-    found = list(_with_output(found, outline, tied=plan.config.get("tie_word_embeddings") is not False))
+    found = list(_with_output(found, outline, tied=bool(outline.config.get("tie_word_embeddings"))))
     constants = outline.scaling.tensors
     return [*found, *(PlannedTensor(name, vector.shape, "F32", vector) for name, vector in constants.items())]
 

@@ -164,7 +164,8 @@ class _Gate:
             return
         error, scale = _difference(got.logits, wanted.logits)
         yield made(artifact, LOGITS, error / scale if scale else error, limits.logits, "logits differ by")
-        others = _others(got.logits, wanted.logits, TIE_MARGIN * limits.logits * scale)
+        margin = TIE_MARGIN * limits.logits * scale if limits.greedy < 1 else 0.0
+        others = _others(got.logits, wanted.logits, margin)
         yield made(artifact, GREEDY, others, limits.greedy, "share of other greedy tokens:")
         if not self.labels:
             difference = abs(got.loss - wanted.loss) / max(1.0, wanted.loss)

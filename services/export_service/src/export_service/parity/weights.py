@@ -8,13 +8,12 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
-from export_service.gguf.outline import Outline
+from export_service.gguf.outline import outline_of
 from export_service.gguf.tensors import PlannedTensor, planned_tensors
 from export_service.parity.checks import WEIGHT_LIMITS
 from export_service.parity.llama import GgufUnreadable
 from modelkit.adapters import Adapter
 from modelkit.errors import Problem
-from modelkit.loading import load_config
 from modelkit.merging import MergePlan
 
 ROWS = 64  # of each tensor, in four places
@@ -28,7 +27,7 @@ def worst_weights(base: Path, adapter: Path | None, file: Path) -> tuple[str, fl
     opened = Adapter(adapter) if adapter else None
     try:
         with MergePlan(base, opened) as plan:
-            expected = planned_tensors(plan, Outline(load_config(base).to_dict()))
+            expected = planned_tensors(plan, outline_of(base, plan))
             stored = _read(file)
             return max(_shares(expected, stored), key=lambda found: found[1])
     finally:
