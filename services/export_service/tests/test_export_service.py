@@ -17,7 +17,7 @@ from export_service.results import RESULT, CheckResult, Result, write_result
 from export_service.servicer import ExportServicer
 from export_service.settings import ExportSettings
 from export_service.setup import NAME
-from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem
+from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem, ResourceExhausted
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
 from servicekit.objects import ObjectStore
@@ -28,7 +28,7 @@ from services.workerkit.tests.desk import NAME as TASKS
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
-from workerkit.turns import Turns
+from workerkit.turns import Limits, Turns
 
 K_QUANTS = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"}
 I_QUANTS = {"IQ1_S", "IQ1_M", "IQ2_S", "IQ2_M", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"}
@@ -143,6 +143,23 @@ async def test_reports_healthy(bench: Bench) -> None:
     ):
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=NAME))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_problems_are_told_when_the_users_turn_comes(bench: Bench) -> None:
+    turns = Turns(Limits(at_once=1, waiting=0))
+    servicer = ExportServicer(None, None, bench.checks, turns)  # type: ignore[arg-type]
+    servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
+    request = pb.CheckSpecRequest(spec=SPEC, source=bench.source())
+    async with (
+        running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
+        open_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = export_service_pb2_grpc.ExportServiceStub(channel)
+        async with turns.of("somebody else"):
+            with pytest.raises(ResourceExhausted) as told:
+                await stub.CheckSpec(request)
+        assert told.value.reason == "TOO_MANY_CHECKS"
+        assert [item.field for item in (await stub.CheckSpec(request)).problems] == ["export.checkpoint_step"]
 
 
 async def test_describes_every_format_once_and_writes_them_all(stub: Any) -> None:
