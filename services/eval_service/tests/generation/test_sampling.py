@@ -58,6 +58,18 @@ def test_tokens_come_as_often_as_their_chances_say(sampling: Sampling) -> None:
     assert (counts / DRAWS - chances).abs().max() < 4 * (0.25 / DRAWS) ** 0.5
 
 
+def test_a_large_vocabulary_is_cut_as_a_small_one() -> None:
+    """Only the likeliest tokens are sorted, unless they have too small a share."""
+    steep, flat = torch.linspace(30, 0, 5000), torch.linspace(1, 0, 5000)
+    for given in (steep, flat):
+        sampler = Sampler(Sampling(temperature=1.0, top_k=0, top_p=0.9, repetition_penalty=1.0), [], 5000)
+        chances, tokens = sampler._candidates(given)
+        kept = torch.zeros(5000)
+        kept[tokens] = chances
+        wanted = TopPLogitsWarper(0.9)(torch.tensor([[0]]), given[None]).softmax(-1)[0]
+        assert torch.equal(kept > 0, wanted > 0)
+
+
 def test_the_presence_penalty_is_on_what_was_generated_alone() -> None:
     flat = torch.zeros(VOCABULARY)
     flat[5], flat[7] = 1.0, 0.9

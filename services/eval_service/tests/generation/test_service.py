@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,9 @@ async def test_the_least_recently_used_model_leaves(
         await caller.ask("qwen2", base_model=True)
         assert [model.task_id for model in await caller.loaded()] == ["qwen2", "llama"]
         assert not Path(f"/proc/{first[1]}").exists(), "its memory is not free"
+        service.generation._models._limits = replace(service.generation._models._limits, memory=ROOM_FOR_ONE)
+        await caller.ask("llama", base_model=True)  # what is taken was less than what is needed now
+        assert [model.task_id for model in await caller.loaded()] == ["llama"]
 
 
 async def test_a_model_that_answers_never_leaves(

@@ -122,6 +122,7 @@ class LoadedModels:
         finally:
             entry.users -= 1
             entry.used = time.time()
+            self._trim()
             if not entry.users:
                 loop = asyncio.get_running_loop()
                 entry.expiry = loop.call_later(self._limits.idle_seconds, self._end, entry)
@@ -172,15 +173,19 @@ class LoadedModels:
                 f"{_size(busy)} of {_size(limit)}. Try again when they have finished",
                 reason="MEMORY_BUSY",
             )
-        idle = sorted((entry for entry in self._entries.values() if not entry.users), key=lambda entry: entry.used)
-        taken = sum(entry.memory for entry in self._entries.values())
-        for entry in idle:
-            if base.needed + taken <= limit:
-                break
-            taken -= entry.memory
-            logger.info("ending the model %s: its memory is needed for %s", entry.base.name, base.name)
-            self._end(entry)
+        self._trim(base.needed)
         return list(self._ending)
+
+    def _trim(self, wanted: int = 0) -> None:
+        """Ends idle models, the least recently used first, until what they take with what is wanted fits."""
+        taken = wanted + sum(entry.memory for entry in self._entries.values())
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.used):
+            if taken <= self._limits.memory:
+                return
+            if not entry.users:
+                taken -= entry.memory
+                logger.info("ending the model %s: its memory is needed", entry.base.name)
+                self._end(entry)
 
     async def _start(self, base: Base, ended: "list[asyncio.Task[None]]", progress: Progress) -> ModelProcess:
         if ended:

@@ -7,6 +7,8 @@ import torch
 
 from eval_service.generation.engine.errors import GenerationError
 
+FIRST_SORTED = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -65,11 +67,20 @@ class Sampler:
     def _candidates(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chances, not normalised, and their tokens; of what is left out the chance is 0. The likeliest stays."""
         sampling = self._sampling
-        if not sampling.top_k and sampling.top_p >= 1:
+        if sampling.top_k:
+            scores, tokens = scores.topk(min(sampling.top_k, len(scores)))
+            chances = scores.softmax(0)
+        elif sampling.top_p < 1:
+            chances, tokens = _likeliest(scores.softmax(0), sampling.top_p)
+        else:
             chances = scores.softmax(0)
             return torch.where(chances < sampling.min_p * chances.max(), 0, chances), torch.arange(len(scores))
-        scores, tokens = scores.topk(min(sampling.top_k or len(scores), len(scores)))
-        chances = scores.softmax(0)
         kept = (chances.cumsum(0) - chances < sampling.top_p) & (chances >= sampling.min_p * chances[0])
         kept[0] = True
         return torch.where(kept, chances, 0), tokens
+
+
+def _likeliest(chances: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens, in order, that have a share of all chances together; large vocabularies are not sorted."""
+    found, tokens = chances.topk(min(FIRST_SORTED, len(chances)))
+    return (found, tokens) if found.sum() >= share else chances.topk(len(chances))
