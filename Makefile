@@ -7,7 +7,7 @@ ARGS ?=
 setup: ## Install everything into .venv
 	@scripts/setup.sh
 
-demo: setup ## Fine-tune a small model on real data, from nothing to an answer
+demo: setup ## Fine-tune a small model on real data, from nothing to a GGUF that answers
 	$(BIN)/python -m tunesmith_local.demo $(ARGS)
 
 up: setup ## Start every service on this machine, for example: make up ARGS="--port 9000"

@@ -110,6 +110,10 @@ def test_whole_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "Done in" in output
     assert psutil.Process().children() == before
-    (tuned,) = (tmp_path / "data" / "outputs").iterdir()
+    tuned, report, exported = sorted((tmp_path / "data" / "outputs").iterdir())  # ids rise with time
     assert (tuned / "model.safetensors").exists()
     assert json.loads((tuned / "config.json").read_text())["model_type"] == "qwen2"
+    assert (report / "report.html").exists()
+    assert (exported / "export.json").exists()
+    (gguf,) = (tmp_path / "data" / "exports").iterdir()
+    assert gguf.read_bytes()[:4] == b"GGUF"

@@ -81,7 +81,7 @@ class EvaluationSession(Session):
             }
         )
         if found.checkpoints:
-            self.console.print(score_table(found))
+            self.console.print(_score_table(found))
         if found.recommendation.text:
             self.console.print(Text(text.harmless(found.recommendation.text), style="bold"))
 
@@ -115,7 +115,7 @@ def _evaluation_table(found: list[Evaluation]) -> Table:
     return table
 
 
-def score_table(found: Evaluation) -> Table:
+def _score_table(found: Evaluation) -> Table:
     """One row for each checkpoint, the recommended one in bold; intervals hold 95 % of what other samples would say."""
     names = list(dict.fromkeys(value.name for item in found.checkpoints for value in item.values))
     table = Table("checkpoint", "total", *(text.harmless(name) for name in names), box=None, pad_edge=False)

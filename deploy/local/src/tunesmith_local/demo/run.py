@@ -16,12 +16,12 @@ from rich.text import Text
 
 from modelkit.scratch import ScratchModel, build
 from tunesmith.cli.text import harmless, number
-from tunesmith.cli.watching import TaskView
 from tunesmith.client import Client
-from tunesmith.task.v1 import task_pb2
 from tunesmith.task.v1.task_pb2 import Task
+from tunesmith_local.demo.afterwards import ask, evaluate, export, follow
 from tunesmith_local.demo.answers import answer
 from tunesmith_local.demo.docstrings import Pair, collect, split, standard_library
+from tunesmith_local.demo.errors import DemoFailed
 from tunesmith_local.demo.pace import affordable_steps, seconds_per_step
 from tunesmith_local.demo.platform import Platform
 from tunesmith_local.errors import CannotStart
@@ -47,10 +47,6 @@ OVERHEAD = 1.3  # reading rows, clipping gradients, logging
 SHOWN = 4
 CURVE_POINTS = 10
 BAR = 40
-
-
-class DemoFailed(Exception):
-    """The demonstration did not come to its end; the message says where it stopped."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -103,15 +99,23 @@ def demonstrate(console: Console, options: argparse.Namespace) -> None:
         steps = choose_steps(console, model_dir, len(training), options.seconds)
         task_number = submit(console, url, platform.token(), model_dir, data.datasets / "stdlib", steps)
         with Client(url, platform.token()) as client:
-            task = watch(console, client, task_number)
+            task = next(task for task in client.tasks.list() if task.number == task_number)
+            task = follow(console, client, task)
             show_curve(console, client, task)
 
-    console.rule("4. What it learnt")
+            console.rule("4. Which checkpoint is the best")
+            evaluate(console, client, task)
+
+            console.rule("5. A file that runs elsewhere")
+            gguf = export(console, client, task, data.root / "exports")
+    ask(console, gguf, [pair.question for pair in held_out[:1]])
+
+    console.rule("6. What it learnt")
     tuned = Path(task.output_dir)
     show_answers(console, model_dir, tuned, "Asked in training", training[:SHOWN])
     show_answers(console, model_dir, tuned, "Never seen", held_out[:SHOWN])
     console.print("A model this small, trained for minutes, learns the manner of the documentation, not its facts.")
-    console.print(Text(f"\nThe tuned model: {tuned}"))
+    console.print(Text(f"\nThe tuned model: {tuned}\nThe same for llama.cpp: {gguf}"))
     console.print(Text(f"Its platform again: tunesmith up --data-dir {data.root}"))
 
 
@@ -158,19 +162,6 @@ def submit(console: Console, url: str, token: str, model: Path, dataset: Path, s
         raise DemoFailed(document["msg"])
     console.print(Text(json.dumps(document, ensure_ascii=False), style="dim"))
     return int(document["data"]["ID"])
-
-
-def watch(console: Console, client: Client, task_number: int) -> Task:
-    """Shows the task until it has ended. Raises DemoFailed when it did not complete."""
-    task = next(task for task in client.tasks.list() if task.number == task_number)
-    with TaskView(console, task.name) as view:
-        for response in client.tasks.watch(task.id):
-            view.show(response.event)
-    task = client.tasks.get(task.id)
-    if task.state != task_pb2.STATE_COMPLETED:
-        lines = [line.text for line in client.tasks.logs(task.id, tail=20).lines]
-        raise DemoFailed("\n".join([f"{task.error.reason}: {task.error.message}", *task.error.problems, *lines]))
-    return task
 
 
 def show_curve(console: Console, client: Client, task: Task) -> None:

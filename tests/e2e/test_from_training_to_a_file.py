@@ -1,0 +1,81 @@
+"""Train, compare the checkpoints, talk to the model, export it, fetch the file, run it there (T26, T31, M8, M17)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelkit.checkpoints import sha256_of
+from tests.support.platform import Platform, Workload
+from tunesmith.client import Client, evaluation_request, export_request, generation_request
+from tunesmith.task.v1.spec_pb2 import METHOD_LORA
+from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, Task
+
+STEPS, SAVE_STEPS = 8, 4
+QUESTION = "What is abc?"
+
+
+@pytest.fixture(scope="module")
+def trained(platform: Platform, workload: Workload) -> Task:
+    """A task with two checkpoints and an adapter."""
+    with platform.client() as client:
+        request = workload.request("to be exported", method=METHOD_LORA, max_steps=STEPS, save_steps=SAVE_STEPS)
+        task = client.tasks.wait(client.tasks.create(request).id)
+        assert task.state == STATE_COMPLETED, task.error
+        return task
+
+
+def completed(client: Client, request: Any) -> Task:
+    task = client.tasks.wait(client.tasks.create(request).id)
+    assert task.state == STATE_COMPLETED, task.error
+    return task
+
+
+def test_checkpoints_are_compared_with_the_base(
+    client: Client, trained: Task, workload: Workload, tmp_path: Path
+) -> None:
+    parameters = {"max_samples": 5, "max_tokens": 8}
+    data = str(workload.dataset)
+    request = evaluation_request("scores", trained.id, (), parameters, base_model=True, dataset=data)
+    task = completed(client, request)
+    found = client.evaluations.get(task.id)
+    assert [item.base_model for item in found.checkpoints] == [True, *[False] * (len(found.checkpoints) - 1)]
+    assert {SAVE_STEPS, STEPS} <= {item.step for item in found.checkpoints}
+    assert all("perplexity" in item.scores for item in found.checkpoints)
+    assert found.recommendation.text
+    for name in ("report.json", "report.csv", "report.html"):
+        path = client.evaluations.download(task.id, name, tmp_path)
+        assert path.read_bytes() == (Path(task.output_dir) / name).read_bytes()
+    assert len(json.loads((tmp_path / "report.json").read_text())["rows_scored"]) == 5
+
+
+def test_the_model_answers_and_so_does_each_checkpoint(client: Client, trained: Task) -> None:
+    parameters = {"max_tokens": 8, "temperature": 0.0}
+    for step in (0, SAVE_STEPS):
+        request = generation_request(trained.id, QUESTION, parameters, checkpoint_step=step)
+        pieces = list(client.generate(request))
+        assert pieces[-1].finish_reason in ("stop", "length")
+        assert 0 < pieces[-1].usage.completion_tokens <= 8
+
+
+def test_a_file_runs_elsewhere(client: Client, trained: Task, tmp_path: Path) -> None:
+    from llama_cpp import Llama
+
+    task = completed(client, export_request("gguf", trained.id, "gguf", ["Q8_0"]))
+    found = client.exports.get(task.id)
+    assert found.checks
+    assert all(check.passed for check in found.checks)
+    (artifact,) = [item for item in found.artifacts if item.name.endswith(".gguf")]
+    path = client.exports.download(task.id, artifact.name, tmp_path)
+    assert (path.stat().st_size, sha256_of(path)) == (artifact.size, artifact.sha256)
+    model: Any = Llama(str(path), n_ctx=256, verbose=False)
+    answer = model.create_chat_completion([{"role": "user", "content": QUESTION}], max_tokens=8, temperature=0.0)
+    model.close()
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_the_adapter_travels_as_a_zip(client: Client, trained: Task, tmp_path: Path) -> None:
+    task = completed(client, export_request("adapter", trained.id, "adapter"))
+    path = client.exports.download(task.id, "", tmp_path)
+    assert path.name == f"lora_adapter_{trained.id}.zip"
