@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,16 @@ def test_weights_that_are_no_floating_point_numbers_are_copied_or_refused(models
     save_file(weights | {name: weights[name].to(torch.int8)}, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(InvalidAdapter, match="stored as I8"):
         merge(base, tmp_path / "adapter", tmp_path / "again")
+
+
+def test_a_base_on_another_file_system_is_copied_all_the_same(models: Models, tmp_path: Path) -> None:
+    """The kernel refuses to copy between file systems of different kinds by itself."""
+    adapt(models["llama"], tmp_path / "adapter", target_modules=["q_proj"])
+    merge(models["llama"], tmp_path / "adapter", tmp_path / "merged")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        merge(models["llama"], tmp_path / "adapter", Path(folder) / "merged")
+        here, there = (path / "merged" / "model.safetensors" for path in (tmp_path, Path(folder)))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_a_damaged_base_is_refused(models: Models, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Sums are taken in float64 and rounded to the type that the base model is stored 
 what is in memory depends neither on the model nor on its largest tensor, but for an adapter's own matrices.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,7 +27,9 @@ from modelkit.merging.plan import MergedTensor, MergePlan
 from modelkit.number_formats import from_float32, is_finite
 
 BLOCK_ELEMENTS = 1 << 16
-COPY_BYTES = 32 << 20
+COPY_BYTES, PIECE_BYTES = 32 << 20, 1 << 20
+# File systems of different kinds, and some that are not local, do not copy within the kernel.
+NO_COPY_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 THREADS = max(1, min(4, os.cpu_count() or 1))
 READABLE = 0o644
 
@@ -203,15 +206,29 @@ def _sum(block: _Block, descriptor: int) -> int:
 
 
 def _copy(job: _Copy, descriptor: int) -> int:
-    """Within the kernel, where file systems can do it without reading."""
-    done = 0
+    """Within the kernel, which need not even read where file systems share blocks; else through a buffer."""
+    done, within_kernel = 0, True
     while done < job.size:
-        left = job.size - done
-        count = os.copy_file_range(job.descriptor, descriptor, left, job.begin + done, job.position + done)
+        begin, position, left = job.begin + done, job.position + done, job.size - done
+        try:
+            count = (_copy_range if within_kernel else _copy_piece)(job.descriptor, descriptor, left, begin, position)
+        except OSError as error:
+            if not within_kernel or error.errno not in NO_COPY_RANGE:
+                raise
+            within_kernel = False
+            continue
         if count == 0:
             raise OSError("a file of the base model has become shorter while it was read")
         done += count
     return done
+
+
+def _copy_range(source: int, target: int, size: int, begin: int, position: int) -> int:
+    return os.copy_file_range(source, target, size, begin, position)
+
+
+def _copy_piece(source: int, target: int, size: int, begin: int, position: int) -> int:
+    return os.pwrite(target, os.pread(source, min(size, PIECE_BYTES), begin), position)
 
 
 def _sync(path: Path) -> None:
