@@ -61,6 +61,10 @@ async def test_an_evaluation_survives_the_death_of_its_child_and_leaves_its_repo
     source = bench.source()
     for step in (10, 20):
         await bench.add_checkpoint(source, step)
+    final = source.checkpoints.pop()
+    trained = bench.data.parent / "trained"
+    trained.mkdir()
+    source.output.CopyFrom(task_service_pb2.TaskOutput(prefix=final.prefix, step=20, directory=str(trained)))
     async with bench.worker(desk, desk_port, shared_nats_server.url):
         long = spec_pb2.EvaluateSpec()
         long.CopyFrom(QUICK)
@@ -70,14 +74,14 @@ async def test_an_evaluation_survives_the_death_of_its_child_and_leaves_its_repo
         os.kill(payloads(received, "child_started")[0].pid, signal.SIGKILL)
         failed = payloads(await desk.facts_until(task_id, "failed", SECONDS), "failed")[0]
         assert failed.retryable
-        assert not (bench.outputs / task_id).exists()
+        assert not list(trained.iterdir())
         desk.records[task_id].task.spec.evaluate.CopyFrom(QUICK)
         await desk.dispatch(task_id)
         received = await desk.facts_until(task_id, "completed", SECONDS)
     completed = payloads(received, "completed")[0]
     assert completed.progress.percent == 100
     placed = Path(completed.output_dir)
-    assert placed == bench.outputs / task_id
+    assert placed == trained / "evaluations" / task_id
     report = json.loads((placed / "report.json").read_text())
     assert [item["step"] for item in report["checkpoints"]] == [0, 10, 20]
     assert report["source_name"] == "a training"

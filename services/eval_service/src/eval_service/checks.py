@@ -60,6 +60,10 @@ class EvaluationChecks:
         """As workerkit.holding."""
         return holding(checked, self.cache, self._models)
 
+    def may_write(self, directory: Path) -> bool:
+        """Whether a directory is on this machine, allowed, and can be written to."""
+        return directory.is_dir() and self._roots.contains(directory) and os.access(directory, os.W_OK | os.X_OK)
+
     def check(
         self, spec: spec_pb2.EvaluateSpec, source: task_service_pb2.TaskSource, *, token: str = "", starts: bool = False
     ) -> CheckedEvaluation:

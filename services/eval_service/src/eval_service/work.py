@@ -31,6 +31,8 @@ from workerkit.storing import ResultStore, patiently
 from workerkit.supervision import Patience
 
 TERMS = Terms("evaluation process", OUTLOOK.memory_advice)
+# Of reports, in the output directory of a training.
+FOLDER = "evaluations"
 DATASET_SHA256 = "dataset_sha256"
 
 
@@ -79,7 +81,14 @@ class EvaluationWork:
             return self._child.ending(result)
         output = self._child.output(result.verdict, job.output_dir)
         self._reporter.phase("storing the report")
-        return await self._result.keep(output, self._shop.output_root / self._task.id, step=result.verdict.step)
+        return await self._result.keep(output, self._target(), step=result.verdict.step)
+
+    def _target(self) -> Path:
+        """In the training's own output directory, where that is here and can be written; else among all results."""
+        trained = Path(self._source.output.directory)
+        if self._source.output.directory and self._shop.checks.may_write(trained):
+            return trained / FOLDER / self._task.id
+        return self._shop.output_root / self._task.id
 
     async def _prepare(self) -> Job:
         self._reporter.phase("checking model and data")

@@ -88,7 +88,7 @@ def _causal(
     if sliding_window is not None and length > sliding_window:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
     options = {**options, "attn_mask": mask, "is_causal": mask is None, "enable_gqa": True}
-    if query.device.type == "cpu" and length <= SHORT:
+    if query.device.type == "cpu" and length <= SHORT and torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
             out = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
         return out.to(value.dtype)
