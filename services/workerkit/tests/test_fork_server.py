@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.waiting import eventually
-from workerkit.fork_launcher import ForkedChild, ForkLauncher, running_launcher
+from workerkit.fork_launcher import ForkLauncher, running_launcher
+from workerkit.fork_server_process import ForkedChild
 from workerkit.launcher import LaunchError
 
 JOBS = Path(__file__).parent / "jobs"
@@ -141,7 +142,7 @@ async def test_death_of_the_fork_server_kills_children_and_another_takes_over(
 async def test_a_fork_server_that_hangs_is_replaced(
     launcher: ForkLauncher, job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workerkit.fork_launcher.START_SECONDS", 0.2)
+    monkeypatch.setattr("workerkit.fork_server_process.START_SECONDS", 0.2)
     await launcher.wait_warm()
     assert launcher.pid is not None
     os.kill(launcher.pid, signal.SIGSTOP)

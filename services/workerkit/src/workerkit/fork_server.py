@@ -1,6 +1,6 @@
 """The fork server: a small process that has imported what its jobs need and forks a ready child for each of them.
 
-Run by `workerkit.fork_launcher` as `python -m workerkit.fork_server FD PRELOAD ENTRY`. FD is one end of a
+Run by `workerkit.fork_server_process` as `python -m workerkit.fork_server FD PRELOAD ENTRY`. FD is one end of a
 SOCK_SEQPACKET socket pair; PRELOAD is a module that is imported for what it imports; ENTRY is `module:function`, called
 in each child with the job's directory, and returns the exit code.
 
