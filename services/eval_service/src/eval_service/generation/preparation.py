@@ -90,14 +90,15 @@ class Preparation:
         directory = await asyncio.to_thread(self._base_models.ready, model)
         if self._base_models.conversions is not None:
             held.enter_context(self._base_models.conversions.holding(directory))
-        return self._loadable(model, directory, f"{directory}:{model.sha256}"), directory
+        return self._loadable(model, directory, f"{directory}:{model.sha256}", choice.base_model), directory
 
     async def _whole(self, directory: Path, key: str) -> Base:
         """A model that was stored whole."""
         found = await asyncio.to_thread(inspect, directory)
-        return self._loadable(describe(directory.name, directory, found, field="model"), directory, key)
+        model = describe(directory.name, directory, found, field="model")
+        return self._loadable(model, directory, key, f"the {model.family} model of the task")
 
-    def _loadable(self, model: ResolvedModel, directory: Path, key: str) -> Base:
+    def _loadable(self, model: ResolvedModel, directory: Path, key: str, name: str) -> Base:
         limits = self._limits
         job = {
             "kind": TRANSFORMERS,
@@ -106,7 +107,7 @@ class Preparation:
             "context": limits.context,
             "at_once": limits.at_once,
         }
-        return Base(key, f"the {model.family} model in {directory}", job, needed_by(model, limits.context))
+        return Base(key, name, job, needed_by(model, limits.context))
 
     def _gguf(self, content: Content, files: list[FileEntry], folder: Path) -> Base:
         path = folder / content.path
