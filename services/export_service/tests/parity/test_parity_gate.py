@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 
-from export_service.gguf import GgufJob, tensors, write
-from export_service.parity import Check, check
+from export_service.gguf import GgufJob, tensors, write, write_adapter
+from export_service.parity import Check, check, reference
 from export_service.parity.checks import FORMS
 from export_service.parity.gate import _difference, _others
 from modelkit.merging import merge
@@ -121,6 +122,21 @@ def test_a_merged_model_that_computes_something_else_is_stopped(tmp_path: Path, 
     change(other, lambda weights: np.negative(weights, out=weights))
     checks = export.check(merged=other)
     assert failed(checks) >= {"logits", "greedy_tokens"}
+
+
+def test_an_adapters_file_is_compared_on_its_base(tmp_path: Path, export: Export) -> None:
+    good = write_adapter(export.base, export.adapter, tmp_path / "checkpoint-lora.gguf")
+    assert failed(export.check(good)) == set()
+    adapt(export.base, tmp_path / "other", seed=2)
+    other = write_adapter(export.base, tmp_path / "other", tmp_path / "other-lora.gguf")
+    assert "logits" in failed(export.check(other))
+
+
+def test_a_model_that_memory_is_too_small_for_is_compared_in_bfloat16(export: Export) -> None:
+    assert reference.compute_type(10**6) == torch.float32
+    assert reference.compute_type(10**15) == torch.bfloat16
+    model = reference.adapted_model(export.base, export.adapter, torch.bfloat16)
+    assert model.dtype == torch.bfloat16
 
 
 def test_a_merged_classifier(tmp_path: Path) -> None:

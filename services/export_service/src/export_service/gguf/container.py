@@ -54,8 +54,7 @@ class Container:
             for entry in entries:
                 self._positions[entry.name] = position
                 position += -(-entry.size // ALIGNMENT) * ALIGNMENT
-            self._descriptor = os.open(self._staging, os.O_RDWR | os.O_CLOEXEC)
-            os.posix_fallocate(self._descriptor, 0, position)
+            self._descriptor = _room(self._staging, position)
         except BaseException:
             self._staging.unlink(missing_ok=True)
             raise
@@ -89,6 +88,17 @@ class Container:
         writer.write_ti_data_to_file()
         writer.close()
         return -(-self._staging.stat().st_size // ALIGNMENT) * ALIGNMENT
+
+
+def _room(path: Path, size: int) -> int:
+    """A descriptor of a file that has its full size on disk."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def publish(staging: Path, path: Path) -> None:

@@ -1,8 +1,11 @@
 """What is compared, and how far an exported form may be from what was trained; see docs/export-parity.md."""
 
+import math
 from dataclasses import dataclass
 
 LOGITS, GREEDY, PERPLEXITY, TEMPLATE, WEIGHTS = "logits", "greedy_tokens", "perplexity", "template", "weights"
+
+BOUNDLESS = 1e9  # a difference without bounds; infinity has no place in JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ WEIGHT_LIMITS = {
 
 
 def made(artifact: str, name: str, value: float, limit: float, what: str) -> Check:
-    """The check of a value that must not exceed a limit."""
+    """The check of a value that must not exceed a limit; one that is no number counts as BOUNDLESS."""
+    value = value if math.isfinite(value) else BOUNDLESS
     passed = value <= limit
     words = "within" if passed else "beyond"
     return Check(artifact, name, value, limit, passed, f"{artifact}: {what} {value:.4g}, {words} the limit {limit:.4g}")

@@ -13,6 +13,7 @@ import torch
 from export_service.gguf.job import GgufJob, tokenizer_of, write
 from export_service.parity import llama, reference
 from export_service.parity.checks import (
+    BOUNDLESS,
     FORMS,
     GREEDY,
     LOGITS,
@@ -90,10 +91,13 @@ class _Gate:
         self.wanted: Readings
         with MergePlan(base) as plan:
             self.stored = {tensor.dtype for tensor in plan.tensors.values()} & FORMS.keys()
+            self.dtype = reference.compute_type(sum(tensor.stored.info.elements for tensor in plan.tensors.values()))
+        if self.dtype == torch.bfloat16:
+            self.stored.add("BF16")
 
     def prepare(self) -> None:
         """Asks the trained model."""
-        model = reference.adapted_model(self.base, self.adapter)
+        model = reference.adapted_model(self.base, self.adapter, self.dtype)
         prompts = [self._tokens(text)[:MAX_TOKENS] for text in self.texts]
         self.sequences = prompts if self.labels else reference.replies(model, prompts)
         self.wanted = self._read(model)
@@ -102,7 +106,7 @@ class _Gate:
 
     def merged(self, directory: Path) -> Iterator[Check]:
         """Checks of a merged model."""
-        model = load_model(directory, dtype=torch.float32, labels=self.labels or None).eval()
+        model = load_model(directory, dtype=self.dtype, labels=self.labels or None).eval()
         got = self._read(model)
         yield from self._compared(directory.name, got, self._limits("F32"))
         tokenizer: Any = tokenizer_of(directory, None)
@@ -119,7 +123,7 @@ class _Gate:
             name, share = worst_weights(self.base, self.adapter, file)
             answer = llama.ask(file, self.sequences, texts)
         except llama.GgufUnreadable as error:
-            yield Check(file.name, LOGITS, float("inf"), 0.0, passed=False, text=str(error))
+            yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
             return
         yield made(file.name, WEIGHTS, share, 1.0, f"weights furthest off ({name}), as a share of what is allowed:")
         wrong = sum(got != self._tokens(text) for got, text in zip(answer.tokens, texts, strict=True))
@@ -134,7 +138,7 @@ class _Gate:
             try:
                 answer = llama.ask(base, self.sequences, [], adapter=file)
             except llama.GgufUnreadable as error:
-                yield Check(file.name, LOGITS, float("inf"), 0.0, passed=False, text=str(error))
+                yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
                 return
         yield from self._compared(file.name, answer.readings, self._limits(kind))
 
@@ -160,7 +164,7 @@ class _Gate:
         wanted = self.wanted
         if got.logits.shape[-1] != wanted.logits.shape[-1]:
             sizes = f"{got.logits.shape[-1]} answers instead of {wanted.logits.shape[-1]}"
-            yield Check(artifact, LOGITS, float("inf"), limits.logits, passed=False, text=f"{artifact}: {sizes}")
+            yield Check(artifact, LOGITS, BOUNDLESS, limits.logits, passed=False, text=f"{artifact}: {sizes}")
             return
         error, scale = _difference(got.logits, wanted.logits)
         yield made(artifact, LOGITS, error / scale if scale else error, limits.logits, "logits differ by")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from modelkit.adapters import Adapter
 from modelkit.loading import load_model
 
 REPLY_TOKENS = 12
+MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+SHARE = 0.8
 Logits = NDArray[np.float32]
 
 
@@ -26,13 +29,22 @@ class Readings:
     logits: Logits
 
 
-def adapted_model(base: Path, adapter: Path | None) -> Any:
-    """The base model in float32 with the adapter on it, not merged, by PEFT. Raises InvalidModel, InvalidAdapter."""
+def compute_type(parameters: int) -> torch.dtype:
+    """float32, or bfloat16 for a model that would take too much of the memory that is free."""
+    free = int(MEMORY.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    with suppress(OSError, ValueError):  # without a limit memory.max is a word
+        limit, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return torch.float32 if 4 * parameters <= SHARE * free else torch.bfloat16
+
+
+def adapted_model(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float32) -> Any:
+    """The base model with the adapter on it, not merged, by PEFT. Raises InvalidModel, InvalidAdapter."""
     labels = None
     if adapter is not None:
         with Adapter(adapter) as opened:
             labels = opened.labels or None
-    model: Any = load_model(base, dtype=torch.float32, labels=labels)
+    model: Any = load_model(base, dtype=dtype, labels=labels)
     if adapter is not None:
         from peft import PeftModel
 
