@@ -106,6 +106,7 @@ class Generation:
     async def _load(
         self, choice: Choice, progress: Progress, stack: contextlib.AsyncExitStack
     ) -> tuple[Prepared, ModelProcess]:
+        self._models.expect()
         async with self._preparation.ready(choice, progress) as prepared:
             base, variant = prepared.base, prepared.variant
             process = await stack.enter_async_context(self._models.held(base, progress))

@@ -83,6 +83,10 @@ class LoadedModels:
             self._end(entry)
         await asyncio.gather(*self._ending, return_exceptions=True)
 
+    def expect(self) -> None:
+        """A model may be loaded soon."""
+        self._launcher.warm_up()
+
     def memory_of(self, key: str) -> int:
         """Bytes that a model takes, 0 when it is not loaded."""
         entry = self._entries.get(key)
@@ -148,7 +152,7 @@ class LoadedModels:
 
     def _load(self, base: Base) -> _Entry:
         ended = self._make_room(base)
-        progress = Progress("waiting for memory" if ended else "loading model")
+        progress = Progress("waiting for memory" if ended else "starting process")
         entry = _Entry(base, asyncio.create_task(self._start(base, ended, progress)), progress)
         self._entries[base.key] = entry
         entry.loading.add_done_callback(lambda task: self._started(entry, task))
@@ -190,9 +194,10 @@ class LoadedModels:
     async def _start(self, base: Base, ended: "list[asyncio.Task[None]]", progress: Progress) -> ModelProcess:
         if ended:
             await asyncio.gather(*ended, return_exceptions=True)
-            progress.enter("loading model")
+            progress.enter("starting process")
         folder = self._directory / uuid.uuid4().hex
         process = await ModelProcess.start(self._launcher, folder, base.job)
+        progress.enter("loading model")
         try:
             while not process.ready.done():
                 await asyncio.wait((process.ready,), timeout=NEWS_SECONDS)

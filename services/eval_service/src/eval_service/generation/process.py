@@ -39,6 +39,9 @@ class Launcher(Protocol):
     async def start(self, job_dir: Path, env: Mapping[str, str], *, entry: str | None = None) -> Child:
         """Starts one. Raises LaunchError."""
 
+    def warm_up(self) -> None:
+        """Gets ready to start one soon."""
+
 
 class ModelProcess:
     """A process that holds a model. memory is what it takes in bytes, as it told last."""
