@@ -9,7 +9,6 @@ from export_service.gguf import rope
 from export_service.gguf.architectures import ARCHITECTURES, Architecture
 from export_service.gguf.errors import GgufNotPossible
 from modelkit.errors import Problem
-from modelkit.loading import load_config
 from modelkit.merging import MergePlan
 
 LOCAL_THETA = "rope.freq_base_swa"
@@ -82,6 +81,8 @@ class Outline:
 
 def outline_of(base: Path, plan: MergePlan) -> Outline:
     """That of a merged model. Raises InvalidModel, or GgufNotPossible listing why llama.cpp cannot run it."""
+    from modelkit.loading import load_config  # it loads PyTorch, which the service does without
+
     config = load_config(base).to_dict()
     config["tie_word_embeddings"] = plan.config.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     if found := list(outline_problems(config)):
