@@ -1,5 +1,6 @@
 """What a model's process writes is what transformers would, whatever was asked before and goes on beside it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,19 @@ def test_a_conversation_is_read_once_and_answered_the_same(models: dict[str, Pat
     turns: list[Message] = [*LONG, {"role": "assistant", "content": first or "x"}, {"role": "user", "content": "Go on"}]
     told, _ = answer(engine, Wish("", turns, sampling, 20))
     assert answer(engine_of(models["qwen2"]), Wish("", turns, sampling, 20))[0] == told
+
+
+def test_a_sliding_window_that_is_full_remembers_nothing(tmp_path: Path) -> None:
+    directory = build_model(tmp_path / "m", "gemma3")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"sliding_window": 48}))
+    engine = engine_of(directory)
+    model: Any = load_model(directory, dtype=torch.float32).eval()
+    expected = tokens_by_transformers(model, directory, LONG, 20)
+    for _ in range(2):
+        _, written = answer(engine, Wish("", LONG, GREEDY, 20))
+        found = tokens_of(written)
+        assert found == expected[: len(found)]
 
 
 def test_what_is_remembered_belongs_to_its_adapter(models: dict[str, Path], adapters: list[Path]) -> None:

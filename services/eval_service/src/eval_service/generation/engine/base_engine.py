@@ -155,7 +155,7 @@ class BaseEngine:
 
     def keep(self, memory: _Memory) -> None:
         """Remembers a conversation, as long as it is among the newest."""
-        if memory.whole and memory.cache.is_croppable:
+        if memory.whole and _can_go_back(memory.cache):
             self._remembered = [memory, *self._remembered][: self.at_once]
 
     @staticmethod
@@ -185,3 +185,9 @@ class BaseEngine:
     def _length(self, name: str) -> int:
         value = getattr(self._config, name, None)
         return value if isinstance(value, int) else 0
+
+
+def _can_go_back(cache: DynamicCache) -> bool:
+    """Whether the last tokens can be forgotten; a layer with a sliding window that is full has lost what was before."""
+    windows = [(layer.get_seq_length(), getattr(layer, "sliding_window", None)) for layer in cache.layers]
+    return cache.is_croppable and not any(window and length >= window for length, window in windows)
