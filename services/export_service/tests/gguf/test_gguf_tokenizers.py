@@ -103,10 +103,19 @@ def test_a_template_that_looks_at_what_is_said() -> None:
 
 
 def test_a_modelfile(llama: Path) -> None:
-    (llama / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_k": 20, "do_sample": True}))
+    (llama / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.6, "top_k": 20, "do_sample": True, "eos_token_id": [5, 6]})
+    )
     paths = write(GgufJob(llama, None, llama.parent / "out", "m", ["Q8_0"], modelfile=True))
     assert [path.name for path in paths] == ["m-Q8_0.gguf", "Modelfile"]
     text = paths[1].read_text()
     assert text.startswith('FROM ./m-Q8_0.gguf\nTEMPLATE """<|begin_of_text|>{{ range')
-    for line in ('stop "<|eot_id|>"', 'stop "<|end_of_text|>"', "num_ctx 4096", "temperature 0.6", "top_k 20"):
+    for line in (
+        'stop "<|eot_id|>"',
+        'stop "<|end_of_text|>"',
+        'stop "<|eom_id|>"',
+        "num_ctx 4096",
+        "temperature 0.6",
+        "top_k 20",
+    ):
         assert f"\nPARAMETER {line}\n" in text

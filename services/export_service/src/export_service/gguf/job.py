@@ -26,13 +26,14 @@ from export_service.gguf.tensors import PlannedTensor, planned_tensors
 from export_service.gguf.vocabulary import Vocabulary
 from modelkit.adapters import Adapter, Factors
 from modelkit.errors import Problem
-from modelkit.inspection import TOKENIZERS
+from modelkit.inspection import TOKENIZERS, read_json
 from modelkit.loading import load_config, load_tokenizer
 from modelkit.merging import MergePlan
 
 BLOCK_ELEMENTS = 1 << 18
 THREADS = max(1, min(4, os.cpu_count() or 1))
 UNQUANTIZED = "unquantized"
+GENERATION = "generation_config.json"
 WRITING_SHARE = 0.5  # of the time, when llama.cpp quantizes afterwards
 
 Progress = Callable[[float, str], None]
@@ -88,7 +89,7 @@ class _Writing:
         self.mixed = [kind for kind in self.kinds if not kind.direct]
         embeddings = next(tensor for tensor in self.tensors if tensor.name == "token_embd.weight")
         self.tokenizer = tokenizer_of(job.base, job.adapter)
-        self.stops = stop_tokens(outline.config)
+        self.stops = stop_tokens(job.base, outline.config)
         architecture = outline.architecture.name
         size = embeddings.shape[0]
         self.vocabulary = Vocabulary(self.tokenizer, size=size, architecture=architecture, stops=self.stops)
@@ -114,7 +115,7 @@ class _Writing:
                         tokenizer=self.tokenizer,
                         stops=self.stops,
                         context_length=self.outline.context_length,
-                        settings=self.job.base / "generation_config.json",
+                        settings=self.job.base / GENERATION,
                     )
                 )
         return paths
@@ -176,10 +177,13 @@ class _Writing:
         return Container(path or self._path(kind or FILE_TYPES["F32"]), architecture, metadata, entries)
 
 
-def stop_tokens(config: dict[str, Any]) -> list[int]:
-    """Numbers of the tokens that end a reply, by a model's configuration."""
-    found = config.get("eos_token_id")
-    return found if isinstance(found, list) else [found] if found is not None else []
+def stop_tokens(base: Path, config: dict[str, Any]) -> list[int]:
+    """Numbers of the tokens that end a reply, by a model's configuration and what it says on generation."""
+    found: list[int] = []
+    generation = read_json(base / GENERATION) if (base / GENERATION).is_file() else {}
+    for ends in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        found += ends if isinstance(ends, list) else [ends] if ends is not None else []
+    return list(dict.fromkeys(found))
 
 
 def _stored_type(tensor: PlannedTensor) -> GGMLQuantizationType:
