@@ -15,7 +15,7 @@ from torch.nn import functional
 from eval_service.recipes.evaluation import evaluate
 from eval_service.recipes.samples import NothingHeldOut
 from modelkit.chat import IGNORED
-from modelkit.datasets import JsonlDataset, scan
+from modelkit.datasets import JsonlDataset, Reading, scan
 from modelkit.datasets.splitting import split
 from modelkit.encoders import encoder_for
 from modelkit.loading import load_config, load_model, load_tokenizer
@@ -170,3 +170,48 @@ def test_without_held_out_rows_it_is_said_what_to_do(bench: Bench, checkpoints: 
 def test_changed_data_is_said_loudly(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
     job = bench.job(candidates=checkpoints[:1], scores=["perplexity"], dataset_sha256="0" * 64)
     assert "has changed since it was trained" in bench.run(job).text()
+
+
+def test_documents_are_scored_in_windows_by_perplexity_alone(bench: Bench, tmp_path: Path) -> None:
+    data = tmp_path / "documents.jsonl"
+    texts = [f"Document {n} tells of many things. " * (3 + 9 * (n % 3)) for n in range(12)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    learnt = {"objective": "PRETRAINING", "eval_ratio": 0.0, "max_seq_length": 64}
+    job = bench.job(include_base_model=True, train_file=str(data), own_dataset=True, learnt=learnt)
+    bench.run(job)
+    report = bench.report(job)
+    assert (report["split"], report["rows"], report["samples"]) == ("dataset", 12, 12)
+    (value,) = report["checkpoints"][0]["values"]
+    assert (value["name"], value["samples"]) == ("perplexity", 12)
+    config: Any = load_config(bench.model_dir)
+    model: Any = load_model(bench.model_dir, dtype=torch.float32, config=config)
+    encoder = encoder_for(
+        scan(data, Reading("PRETRAINING")), load_tokenizer(bench.model_dir, config), config, max_length=64
+    )
+    total, tokens = 0.0, 0
+    for row in encoder.encode(texts):
+        for start in range(0, len(row.input_ids), 64):
+            ids = torch.from_numpy(row.input_ids[start : start + 64].astype(np.int64))[None]
+            with torch.no_grad():
+                total += float(functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
+            tokens += ids.shape[1] - 1
+    assert value["value"] == pytest.approx(np.exp(total / tokens), rel=1e-4)
+
+
+def test_without_an_embedding_model_the_base_model_stands_in(
+    bench: Bench, checkpoints: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval_service.recipes.evaluation.installed_directory", lambda: None)
+    job = bench.job(candidates=checkpoints, scores=["semantic_similarity"])
+    assert "no sentence-embedding model is installed" in bench.run(job).text()
+    assert bench.report(job)["settings"]["embedding_model"] == "base model's hidden states"
+
+
+def test_only_the_test_rows_are_scored_where_there_are_any(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    """Exactly those that the training kept for a test."""
+    job = bench.job(candidates=checkpoints[:1], scores=["perplexity"], learnt={"eval_ratio": 0.2, "test_ratio": 0.3})
+    bench.run(job)
+    report = bench.report(job)
+    assert report["split"] == "test"
+    kept = split(22, 0.2, 42, 0.3).test
+    assert [row["row"] for row in report["rows_scored"]] == [int(row) + 1 for row in kept]
