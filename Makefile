@@ -32,8 +32,10 @@ gen: setup ## Generate protos/gen from the contracts
 docs: setup ## Write the pages that are drawn from the parameter table
 	$(BIN)/python scripts/parameter_docs.py
 
+BENCHMARKS := first_step throughput checkpoint_stall merge preparation overhead evaluation generation http_api streams memory
+
 bench: setup ## Measure; prints one table for each figure
-	@for name in first_step throughput preparation checkpoint_stall overhead http_api streams memory; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 lock: ## Resolve the members' dependencies into requirements.lock, for example: make lock ARGS=--upgrade
 	scripts/lock.sh $(ARGS)

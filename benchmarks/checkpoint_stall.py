@@ -139,6 +139,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["trainer"]:
-        run_trainer(*sys.argv[2:5], int(sys.argv[5]))
+        run_trainer(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))
     else:
         main()

@@ -95,7 +95,8 @@ def without_ends() -> None:
     """Answers go on to the last token, so that each side writes as many."""
     from eval_service.recipes import scorer
 
-    scorer.end_tokens = lambda *_: frozenset()
+    module: Any = scorer  # does not export it
+    module.end_tokens = lambda *_: frozenset()
 
 
 def evaluated(folder: Path, name: str, groups: list[list[int]]) -> Result:

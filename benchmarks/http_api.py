@@ -100,7 +100,8 @@ def envoy(directory: Path, backend: int) -> Iterator[str]:
     configuration = directory / "envoy.yaml"
     configuration.write_text(ENVOY.format(port=port, descriptors=descriptors, backend=backend))
     binary = Path(sysconfig.get_path("scripts")) / "envoy"
-    command = [binary, "-c", configuration, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+    command = [str(binary), "-c", str(configuration)]
+    command += ["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
     with subprocess.Popen(command) as process:
         try:
             yield f"http://127.0.0.1:{port}"

@@ -89,7 +89,8 @@ async def points_per_second(platform: Platform, task_id: str) -> float:
 
 async def log_delays(platform: Platform, task_id: str) -> list[float]:
     """Milliseconds from the writing of each line to its arrival at an SSE reader."""
-    total, delays = LINES_PER_SECOND * LOG_SECONDS, []
+    total = LINES_PER_SECOND * LOG_SECONDS
+    delays: list[float] = []
     listening = asyncio.Event()
 
     async def read() -> None:

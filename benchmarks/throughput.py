@@ -24,8 +24,10 @@ from modelkit.scratch import build
 ROUNDS, STEPS, CONVERSATIONS = 5, 24, 1000
 MEAN_LENGTH = 0.3 * LONGEST
 CHARACTERS_PER_TOKEN = 4.0
-SOURCES = ("argparse", "ast", "asyncio.base_events", "decimal", "difflib", "email.message", "inspect", "logging")
-SOURCES += ("mailbox", "optparse", "pathlib", "pdb", "smtplib", "subprocess", "tarfile", "typing", "unittest.mock")
+SOURCES = (
+    *("argparse", "ast", "asyncio.base_events", "decimal", "difflib", "email.message", "inspect", "logging", "mailbox"),
+    *("optparse", "pathlib", "pdb", "smtplib", "subprocess", "tarfile", "typing", "unittest.mock"),
+)
 SMOOTHING = 8
 
 

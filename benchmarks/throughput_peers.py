@@ -7,12 +7,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROWS, LONGEST, RATE, WARM_UP = 8, 512, 1e-3, 4
-LORA = {"r": 16, "alpha": 32, "dropout": 0.0}
+LORA: dict[str, Any] = {"r": 16, "alpha": 32, "dropout": 0.0}
 
 
 def print_result(times: list[float], tokens: list[float], losses: list[float]) -> None:
@@ -94,7 +94,8 @@ def train_trl(method: str, model: str, dataset: str, output: str, steps: int, **
 
     class InOrder(SFTTrainer):
         def _get_train_sampler(self, *_: Any) -> Any:
-            return SequentialSampler(self.train_dataset)
+            rows: Any = self.train_dataset
+            return SequentialSampler(rows)
 
         def get_batch_samples(self, *arguments: Any) -> Any:
             samples, items = super().get_batch_samples(*arguments)
@@ -103,7 +104,8 @@ def train_trl(method: str, model: str, dataset: str, output: str, steps: int, **
 
     tokenizer: Any = load_tokenizer(Path(model))
     encoder = ChatEncoder(tokenizer, max_length=LONGEST, stop_ids=load_config(Path(model)).eos_token_id)
-    rows = encoder.encode(datasets.JsonlDataset(datasets.scan(Path(dataset)))[:])
+    conversations: Any = datasets.JsonlDataset(datasets.scan(Path(dataset)))[:]
+    rows = encoder.encode(conversations)
     columns = {"input_ids": [row.input_ids.tolist() for row in rows], "labels": [row.labels.tolist() for row in rows]}
     adapter = LoraConfig(r=LORA["r"], lora_alpha=LORA["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(42)
@@ -134,7 +136,7 @@ def train_trl(method: str, model: str, dataset: str, output: str, steps: int, **
     print_result(times, tokens, losses)
 
 
-PEERS = {
+PEERS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "tunesmith": (train_tunesmith, {"packing": False}),
     "tunesmith packed": (train_tunesmith, {"packing": True}),
     "trl": (train_trl, {}),
@@ -153,7 +155,7 @@ PEERS = {
 def main(peer: str, method: str, model: str, dataset: str, output: str, steps: str) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     run, options = PEERS[peer]
-    run(method, model, dataset, output, int(steps), **options)  # type: ignore[operator]
+    run(method, model, dataset, output, int(steps), **options)
 
 
 if __name__ == "__main__":

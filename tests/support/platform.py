@@ -174,7 +174,7 @@ class Workload:
         return cls(model, dataset)
 
     def request(
-        self, name: str, *, method: "Method.ValueType", request_id: str = "", **training: float
+        self, name: str, *, method: "Method.ValueType", request_id: str = "", **training: Any
     ) -> CreateTaskRequest:
         """What a client submits."""
         parameters = TrainingParameters(
