@@ -189,5 +189,5 @@ class BaseEngine:
 
 def _can_go_back(cache: DynamicCache) -> bool:
     """Whether the last tokens can be forgotten; a layer with a sliding window that is full has lost what was before."""
-    windows = [(layer.get_seq_length(), getattr(layer, "sliding_window", None)) for layer in cache.layers]
-    return cache.is_croppable and not any(window and length >= window for length, window in windows)
+    layers: list[Any] = [layer for layer in cache.layers if getattr(layer, "sliding_window", None)]
+    return cache.is_croppable and all(layer.get_seq_length() < layer.sliding_window for layer in layers)
