@@ -114,7 +114,7 @@ def test_stop_shows_nothing(platform: Platform, client: Client, workload: Worklo
     assert_ended_once(client, task_id)
     wait_until(lambda: not Path(f"/proc/{task.pid}").exists(), 20, "its child to be gone")
     outputs = platform.data_dir / "outputs"
-    assert [path.name for path in outputs.iterdir() if task_id in path.name] == []
+    assert [path for path in outputs.rglob(f"*{task_id}*") if any(path.iterdir())] == []
 
 
 def test_two_exports_side_by_side(platform: Platform, client: Client, workload: Workload, trained: str) -> None:

@@ -110,7 +110,8 @@ def test_whole_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "Done in" in output
     assert psutil.Process().children() == before
-    tuned, report, exported = sorted((tmp_path / "data" / "outputs").iterdir())  # ids rise with time
+    tuned, exported = sorted((tmp_path / "data" / "outputs").iterdir())  # ids rise with time
+    (report,) = (tuned / "evaluations").iterdir()
     assert (tuned / "model.safetensors").exists()
     assert json.loads((tuned / "config.json").read_text())["model_type"] == "qwen2"
     assert (report / "report.html").exists()

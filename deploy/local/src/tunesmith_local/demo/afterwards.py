@@ -1,6 +1,5 @@
 """What follows a training: its checkpoints are compared, the model leaves as one GGUF file, and that file answers."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +82,16 @@ def _created(console: Console, client: Client, task: Task) -> Task:
     raise DemoFailed("no quantization suits this model")
 
 
-def ask(console: Console, gguf: Path, questions: Sequence[str]) -> None:
-    """Runs a GGUF file with llama.cpp and prints its answers. Raises DemoFailed when it says nothing."""
+def ask(console: Console, gguf: Path, question: str) -> None:
+    """Runs a GGUF file with llama.cpp and prints its answer. Raises DemoFailed when it says nothing."""
     from llama_cpp import Llama
 
     model: Any = Llama(str(gguf), n_ctx=512, verbose=False)
-    for question in questions:
-        conversation = [{"role": "user", "content": question}]
-        answer = model.create_chat_completion(
-            conversation, max_tokens=ANSWER_TOKENS, temperature=0.0, repeat_penalty=1.15
-        )
-        text = str(answer["choices"][0]["message"]["content"]).strip()
-        console.print(Text(question, style="bold"))
-        console.print(Text(harmless(text) or "(nothing)", style="green"))
-        if not text:
-            raise DemoFailed(f"{gguf.name} answers nothing")
+    conversation = [{"role": "user", "content": question}]
+    answer = model.create_chat_completion(conversation, max_tokens=ANSWER_TOKENS, temperature=0.0, repeat_penalty=1.15)
     model.close()
+    text = str(answer["choices"][0]["message"]["content"]).strip()
+    if not text:
+        raise DemoFailed(f"{gguf.name} answers nothing")
+    console.print(Text(question, style="bold"))
+    console.print(Text(harmless(text), style="green"))

@@ -27,6 +27,7 @@ from tunesmith_local.demo.platform import Platform
 from tunesmith_local.errors import CannotStart
 from tunesmith_local.layout import DataDirectory
 
+CHECKPOINTS = 3
 # Small, with one matrix for reading and writing words: that learns most from so little text in so little time.
 MODEL: dict[str, Any] = {"family": "qwen2", "hidden_size": 128, "layers": 2, "vocab_size": 2048}
 TRAINING: dict[str, Any] = {
@@ -37,8 +38,7 @@ TRAINING: dict[str, Any] = {
     "warmup_steps": 40,
     "max_seq_length": 128,
     "logging_steps": 10,
-    "save_steps": 250,
-    "save_total_limit": 2,
+    "save_total_limit": CHECKPOINTS,
 }
 EPOCHS = 8
 LEAST_STEPS = 150
@@ -108,7 +108,7 @@ def demonstrate(console: Console, options: argparse.Namespace) -> None:
 
             console.rule("5. A file that runs elsewhere")
             gguf = export(console, client, task, data.root / "exports")
-    ask(console, gguf, [pair.question for pair in held_out[:1]])
+    ask(console, gguf, training[0].question)
 
     console.rule("6. What it learnt")
     tuned = Path(task.output_dir)
@@ -153,7 +153,7 @@ def submit(console: Console, url: str, token: str, model: Path, dataset: Path, s
         "description": "Answers in the manner of the standard library's documentation",
         "baseModel": str(model),
         "datasetPath": str(dataset),
-        "trainingArgs": {**TRAINING, "max_steps": steps},
+        "trainingArgs": {**TRAINING, "max_steps": steps, "save_steps": math.ceil(steps / CHECKPOINTS)},
     }
     console.print(Text(f"POST {url}/finetuning/createTask\n{json.dumps(body, indent=2)}", style="dim"))
     answer = httpx.post(f"{url}/finetuning/createTask", json=body, headers={"x-token": token}, trust_env=False)
