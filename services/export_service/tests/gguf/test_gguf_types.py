@@ -16,6 +16,7 @@ from export_service.gguf.importance import importance
 from export_service.gguf.job import tokenizer_of
 from export_service.gguf.mixing import mix
 from export_service.gguf.outline import Outline
+from export_service.gguf.process import Limits, ProcessFailed, run
 from modelkit.loading import load_config
 from modelkit.merging import merge
 from services.export_service.tests.gguf.small_models import CORPUS, field, read_tensors, small_model
@@ -71,6 +72,38 @@ def test_mixed_types_and_an_importance_matrix(tmp_path: Path, wide: Path) -> Non
     assert {"IQ2_S", "IQ3_S"} <= {kind for kind, _ in read_tensors(paths[1]).values()}
     assert [share for share, _ in heard] == sorted(share for share, _ in heard)
     assert heard[-1][0] == 1.0
+
+
+def test_whoever_asks_for_an_end_gets_it_and_nothing_is_left(tmp_path: Path, wide: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    def progress(_share: float, text: str) -> None:
+        if text == "quantizing to IQ2_M":
+            raise Enough
+
+    with pytest.raises(Enough):
+        write(GgufJob(wide, None, tmp_path / "out", "m", ["Q8_0", "IQ2_M"], CORPUS[:1]), progress)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m-Q8_0.gguf"]
+
+
+def test_a_process_ends_when_somebody_asks(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys, time\nprint(sys.stdin.read())\nsys.stdout.flush()\ntime.sleep(600)")
+    asked = []
+
+    def tick() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        run(program, {"a": 1}, Limits(tick=tick))
+    with pytest.raises(ProcessFailed, match="more than 0 s"):
+        run(program, {}, Limits(seconds=0.1))
+    program.write_text("raise SystemExit('no good')")
+    with pytest.raises(ProcessFailed, match="no good"):
+        run(program, {}, Limits())
 
 
 def test_importance_is_the_mean_square_of_what_comes_in(wide: Path) -> None:

@@ -9,9 +9,9 @@ from gguf import GGMLQuantizationType
 
 from export_service.gguf.container import Container, Entry
 from export_service.gguf.errors import GgufNotPossible
-from export_service.gguf.outline import Outline, outline_of
+from export_service.gguf.outline import Outline
 from export_service.gguf.quantizer import encode
-from export_service.gguf.tensors import gguf_name, row_change
+from export_service.gguf.tensors import gguf_name, outline_of, row_change
 from modelkit.adapters import Adapter, Product
 from modelkit.adapters.adapter import PREFIX
 from modelkit.errors import Problem

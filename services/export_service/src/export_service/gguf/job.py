@@ -1,37 +1,34 @@
 """Writes a model with its adapter as GGUF files, straight from the two: no merged model is written in between."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from gguf import GGMLQuantizationType
-from threadpoolctl import threadpool_limits
 from transformers import PreTrainedTokenizerBase
 
 from export_service.gguf.container import Container, Entry
-from export_service.gguf.errors import GgufNotPossible, not_possible
+from export_service.gguf.errors import GgufNotPossible
 from export_service.gguf.file_types import FILE_TYPES, FileType, keeps_float32, tensor_type
+from export_service.gguf.filling import fill
 from export_service.gguf.importance import importance
 from export_service.gguf.mixing import mix
 from export_service.gguf.modelfile import write_modelfile
-from export_service.gguf.outline import Outline, outline_of
+from export_service.gguf.outline import Outline
 from export_service.gguf.problems import problems
-from export_service.gguf.quantizer import encode
-from export_service.gguf.tensors import PlannedTensor, planned_tensors
+from export_service.gguf.tensors import PlannedTensor, outline_of, planned_tensors
 from export_service.gguf.vocabulary import Vocabulary
-from modelkit.adapters import Adapter, Factors
+from modelkit.adapters import Adapter
 from modelkit.errors import Problem
 from modelkit.inspection import TOKENIZERS, read_json
 from modelkit.loading import load_config, load_tokenizer
 from modelkit.merging import MergePlan
 
-BLOCK_ELEMENTS = 1 << 18
-THREADS = max(1, min(4, os.cpu_count() or 1))
 UNQUANTIZED = "unquantized"
 GENERATION = "generation_config.json"
 WRITING_SHARE = 0.5  # of the time, when llama.cpp quantizes afterwards
@@ -127,7 +124,7 @@ class _Writing:
         direct = [kind for kind in self.kinds if kind.direct]
         share = WRITING_SHARE if self.mixed else 1.0
         names = ", ".join(kind.name for kind in direct) or "the model as it is stored"
-        total, done, lock = sum(_elements(tensor.shape) for tensor in self.tensors), 0, Lock()
+        total, done, lock = sum(math.prod(tensor.shape) for tensor in self.tensors), 0, Lock()
         with ExitStack() as stack:
             files = [(self._types(kind), stack.enter_context(self._container(kind))) for kind in direct]
             if self.mixed:
@@ -140,7 +137,7 @@ class _Writing:
                     done += elements
                     self.progress(share * done / total, f"writing {names}")
 
-            _fill(self.tensors, files, wrote)
+            fill(self.tensors, files, wrote)
 
     def _write_mixed(self, unquantized: Path) -> None:
         if not self.mixed:
@@ -152,8 +149,10 @@ class _Writing:
                 self.job.base, self.job.adapter, self.outline, self.tokenizer, self.job.importance_rows or []
             )
         for at, kind in enumerate(self.mixed):
-            self.progress(WRITING_SHARE + (1 - WRITING_SHARE) * at / len(self.mixed), f"quantizing to {kind.name}")
-            mix(unquantized, self._path(kind), kind, matrix if kind.importance else None)
+            share = WRITING_SHARE + (1 - WRITING_SHARE) * at / len(self.mixed)
+            tell = partial(self.progress, share, f"quantizing to {kind.name}")
+            tell()
+            mix(unquantized, self._path(kind), kind, matrix if kind.importance else None, tick=tell)
         self.progress(1.0, "done")
 
     def _types(self, kind: FileType) -> dict[str, GGMLQuantizationType]:
@@ -191,57 +190,3 @@ def _stored_type(tensor: PlannedTensor) -> GGMLQuantizationType:
     if keeps_float32(tensor.name, tensor.shape) or tensor.dtype not in ("F16", "BF16"):
         return GGMLQuantizationType.F32
     return GGMLQuantizationType[tensor.dtype]
-
-
-Files = Sequence[tuple[dict[str, GGMLQuantizationType], Container]]
-Block = tuple[PlannedTensor, int, int, Factors | None]
-
-
-def _elements(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
-
-
-def _blocks(tensors: Sequence[PlannedTensor]) -> Iterator[Block]:
-    """The model in blocks of rows of about a megabyte."""
-    for tensor in tensors:
-        factors, rows = tensor.factors(), tensor.shape[0]
-        step = max(1, BLOCK_ELEMENTS // max(1, _elements(tensor.shape[1:])))
-        step = -(-step // tensor.unit) * tensor.unit
-        for first in range(0, rows, step):
-            yield tensor, first, min(first + step, rows), factors
-
-
-def _fill(tensors: Sequence[PlannedTensor], files: Files, wrote: Callable[[int], None]) -> None:
-    """Makes each block once and writes it to every file, in a few threads; the first error ends all of them."""
-    blocks, lock, ending = _blocks(tensors), Lock(), False
-
-    def work() -> None:
-        nonlocal ending
-        while not ending:
-            with lock:
-                block = next(blocks, None)
-            if block is None:
-                return
-            try:
-                wrote(_write_block(block, files))
-            except BaseException:
-                ending = True
-                raise
-
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
-        for future in [pool.submit(work) for _ in range(THREADS)]:
-            future.result()
-
-
-def _write_block(block: Block, files: Files) -> int:
-    tensor, first, last, factors = block
-    rows = tensor.rows(first, last, factors)
-    for types, file in files:
-        try:
-            file.write(tensor.name, first, encode(rows, types[tensor.name]))
-        except GgufNotPossible as error:
-            raise not_possible(f"{tensor.name}: {error}", "quantizations") from error
-    return int(rows.size)

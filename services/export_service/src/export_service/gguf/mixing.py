@@ -3,11 +3,8 @@
 A process, because the library ends its process where others raise an error, and holds memory of its own.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +13,25 @@ import numpy as np
 from export_service.gguf.container import publish
 from export_service.gguf.errors import QuantizationFailed
 from export_service.gguf.file_types import FileType
+from export_service.gguf.process import Limits, ProcessFailed, run
 from modelkit.errors import Problem
 from modelkit.number_formats import Floats
 
 CHILD = Path(__file__).with_name("mixing_child.py")  # started as a file: it needs nothing of this package
-TOLD_CHARACTERS = 600
 
 
-def mix(source: Path, target: Path, kind: FileType, importance: Mapping[str, Floats] | None = None) -> None:
+def mix(
+    source: Path,
+    target: Path,
+    kind: FileType,
+    importance: Mapping[str, Floats] | None = None,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
     """Quantizes a GGUF file to another. importance is one number per column, by tensor.
 
-    Raises QuantizationFailed with llama.cpp's words, or OSError; nothing is left under the target's name then.
+    tick is called a few times a second and may raise to end it. Raises QuantizationFailed with llama.cpp's words, or
+    OSError; nothing is left under the target's name then.
     """
     staging = target.with_name(f".{target.name}.tmp")
     with tempfile.TemporaryDirectory(prefix="tunesmith-gguf-") as folder:
@@ -41,13 +46,10 @@ def mix(source: Path, target: Path, kind: FileType, importance: Mapping[str, Flo
             "importance": str(matrix) if importance else None,
         }
         try:
-            done = subprocess.run(
-                [sys.executable, "-P", str(CHILD)], input=json.dumps(job), capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                words = done.stderr.strip()[-TOLD_CHARACTERS:]
-                message = f"llama.cpp could not quantize to {kind.name} (status {done.returncode}): {words}"
-                raise QuantizationFailed(Problem("quantizations", message))
+            run(CHILD, job, Limits(tick=tick))
             publish(staging, target)
+        except ProcessFailed as error:
+            message = f"llama.cpp could not quantize to {kind.name}: {error}"
+            raise QuantizationFailed(Problem("quantizations", message)) from error
         finally:
             staging.unlink(missing_ok=True)

@@ -2,14 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from export_service.gguf import rope
 from export_service.gguf.architectures import ARCHITECTURES, Architecture
-from export_service.gguf.errors import GgufNotPossible
-from modelkit.errors import Problem
-from modelkit.merging import MergePlan
 
 LOCAL_THETA = "rope.freq_base_swa"
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
@@ -77,17 +73,6 @@ class Outline:
         caps = (("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping",) * 2)
         entries |= {ours: float(config[theirs]) for theirs, ours in caps if config.get(theirs)}
         return entries
-
-
-def outline_of(base: Path, plan: MergePlan) -> Outline:
-    """That of a merged model. Raises InvalidModel, or GgufNotPossible listing why llama.cpp cannot run it."""
-    from modelkit.loading import load_config  # it loads PyTorch, which the service does without
-
-    config = load_config(base).to_dict()
-    config["tie_word_embeddings"] = plan.config.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    if found := list(outline_problems(config)):
-        raise GgufNotPossible([Problem("", problem) for problem in found])
-    return Outline(config)
 
 
 def outline_problems(config: dict[str, Any]) -> Iterator[str]:

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export_service.gguf.errors import not_possible
-from export_service.gguf.outline import Outline
+from export_service.gguf.errors import GgufNotPossible, not_possible
+from export_service.gguf.outline import Outline, outline_problems
 from modelkit.adapters import Factors
+from modelkit.errors import Problem
+from modelkit.loading import load_config
 from modelkit.merging import MergedTensor, MergePlan
 from modelkit.number_formats import Floats, from_float32, is_finite, to_float32
 
@@ -49,6 +52,16 @@ class PlannedTensor:
         if not is_finite(rows, "F32"):
             raise not_possible(f"{self.source.name} has values that are no finite numbers, or too large for its type")
         return self.change(rows) if self.change else rows
+
+
+def outline_of(base: Path, plan: MergePlan) -> Outline:
+    """That of a merged model. Raises InvalidModel, or GgufNotPossible listing why llama.cpp cannot run it."""
+
+    config = load_config(base).to_dict()
+    config["tie_word_embeddings"] = plan.config.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if found := list(outline_problems(config)):
+        raise GgufNotPossible([Problem("", problem) for problem in found])
+    return Outline(config)
 
 
 def planned_tensors(plan: MergePlan, outline: Outline) -> list[PlannedTensor]:

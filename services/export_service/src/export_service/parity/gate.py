@@ -2,8 +2,9 @@
 
 import gc
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def check(
         progress(1 / steps, f"comparing {merged.name}")
         found += gate.merged(merged)
     for at, file in enumerate(gguf_files):
-        progress((steps - len(gguf_files) + at) / steps, f"comparing {file.name}")
-        found += gate.gguf(file)
+        tell = partial(progress, (steps - len(gguf_files) + at) / steps, f"comparing {file.name}")
+        tell()
+        found += gate.gguf(file, tell)
     progress(1.0, "compared")
     return found
 
@@ -113,15 +115,15 @@ class _Gate:
         wrong = sum(_numbers(tokenizer, text) != self._tokens(text) for text in [*self.texts, *TEXTS])
         yield made(directory.name, TEMPLATE, wrong, 0, "texts with other tokens:")
 
-    def gguf(self, file: Path) -> Iterator[Check]:
+    def gguf(self, file: Path, tick: Callable[[], None]) -> Iterator[Check]:
         """Checks of a GGUF file."""
         if file.stem.endswith(ADAPTER):
-            yield from self._adapter_file(file)
+            yield from self._adapter_file(file, tick)
             return
         texts = [*self.texts, *TEXTS]
         try:
             name, share = worst_weights(self.base, self.adapter, file)
-            answer = llama.ask(file, self.sequences, texts)
+            answer = llama.ask(file, self.sequences, texts, tick=tick)
         except llama.GgufUnreadable as error:
             yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
             return
@@ -130,13 +132,13 @@ class _Gate:
         yield made(file.name, TEMPLATE, wrong, 0, "texts with other tokens:")
         yield from self._compared(file.name, answer.readings, self._limits(file.stem.rpartition("-")[2]))
 
-    def _adapter_file(self, file: Path) -> Iterator[Check]:
+    def _adapter_file(self, file: Path, tick: Callable[[], None]) -> Iterator[Check]:
         """Checks of an adapter's GGUF file on one of its base model, which is written for that and thrown away."""
         kind = next((name for name in ("BF16", "F16") if self.stored == {name}), "F32")
         with tempfile.TemporaryDirectory(prefix=".parity-", dir=file.parent) as folder:
             (base,) = write(GgufJob(self.base, None, Path(folder), "base", [kind]))
             try:
-                answer = llama.ask(base, self.sequences, [], adapter=file)
+                answer = llama.ask(base, self.sequences, [], adapter=file, tick=tick)
             except llama.GgufUnreadable as error:
                 yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
                 return

@@ -1,22 +1,20 @@
 """What llama.cpp makes of a GGUF file, in a process of its own that may neither grow nor last without end."""
 
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from export_service.gguf.process import Limits, ProcessFailed, run
 from export_service.parity.reference import REPLY_TOKENS, Readings
 from modelkit.errors import ModelkitError, Problem
 
 CHILD = Path(__file__).with_name("llama_child.py")  # started as a file: it needs nothing of this package
 SPARE_BYTES = 8 << 30
 SECONDS = 1800.0
-TOLD_CHARACTERS = 600
 
 
 class GgufUnreadable(ModelkitError):
@@ -34,11 +32,16 @@ class LlamaAnswer:
 
 
 def ask(
-    path: Path, sequences: Sequence[Sequence[int]], texts: Sequence[str], *, adapter: Path | None = None
+    path: Path,
+    sequences: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    *,
+    adapter: Path | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> LlamaAnswer:
     """Has llama.cpp tokenise texts and read token sequences. adapter is a GGUF file with an adapter.
 
-    Raises GgufUnreadable with llama.cpp's words.
+    tick is called a few times a second and may raise to end it. Raises GgufUnreadable with llama.cpp's words.
     """
     with tempfile.TemporaryDirectory(prefix="tunesmith-parity-") as folder:
         answer = Path(folder) / "answer.npz"
@@ -52,19 +55,8 @@ def ask(
             "memory": 3 * path.stat().st_size + SPARE_BYTES,
         }
         try:
-            done = subprocess.run(
-                [sys.executable, "-P", str(CHILD)],
-                input=json.dumps(job),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise GgufUnreadable(Problem("", f"{path.name}: llama.cpp took more than {SECONDS:.0f} s")) from error
-        if done.returncode:
-            words = done.stderr.strip()[-TOLD_CHARACTERS:]
-            message = f"{path.name}: llama.cpp cannot run it (status {done.returncode}): {words}"
-            raise GgufUnreadable(Problem("", message))
+            tokens = json.loads(run(CHILD, job, Limits(SECONDS, tick)))
+        except ProcessFailed as error:
+            raise GgufUnreadable(Problem("", f"{path.name}: llama.cpp cannot run it: {error}")) from error
         with np.load(answer) as found:
-            return LlamaAnswer(json.loads(done.stdout), Readings(float(found["loss"]), found["logits"]))
+            return LlamaAnswer(tokens, Readings(float(found["loss"]), found["logits"]))

@@ -8,8 +8,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
-from export_service.gguf.outline import outline_of
-from export_service.gguf.tensors import PlannedTensor, planned_tensors
+from export_service.gguf.tensors import PlannedTensor, outline_of, planned_tensors
 from export_service.parity.checks import WEIGHT_LIMITS
 from export_service.parity.llama import GgufUnreadable
 from modelkit.adapters import Adapter
