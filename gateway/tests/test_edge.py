@@ -195,14 +195,19 @@ async def collector() -> AsyncIterator[tuple[Collector, str]]:
     await server.stop(None)
 
 
-async def test_the_process_serves_traces_and_drains(gateway: Any, collector: tuple[Collector, str]) -> None:
-    port, (spans, endpoint) = free_port(), collector
-    targets = dict.fromkeys(("TASK", "TRAINER", "EVAL", "EXPORT"), f"127.0.0.1:{gateway.services.port}")
+async def start_process(services_port: int, port: int, endpoint: str) -> asyncio.subprocess.Process:
+    """A gateway as a process of its own."""
+    targets = dict.fromkeys(("TASK", "TRAINER", "EVAL", "EXPORT"), f"127.0.0.1:{services_port}")
     environment = {**os.environ, **{f"TUNESMITH_{name}_TARGET": target for name, target in targets.items()}}
     environment |= {"TUNESMITH_PORT": str(port), "TUNESMITH_DRAIN_SECONDS": "5", "TUNESMITH_OTLP_ENDPOINT": endpoint}
-    process = await asyncio.create_subprocess_exec(
+    return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gateway", env=environment, stderr=asyncio.subprocess.PIPE
     )
+
+
+async def test_the_process_serves_traces_and_drains(gateway: Any, collector: tuple[Collector, str]) -> None:
+    port, (spans, endpoint) = free_port(), collector
+    process = await start_process(gateway.services.port, port, endpoint)
     try:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", headers=gateway.client.headers, trust_env=False

@@ -40,7 +40,8 @@ def messages_until_end(platform: Platform, path: str, task_id: str) -> list[dict
     return found
 
 
-def test_upload_train_watch_and_look_at_the_adapter(http: httpx.Client, platform: Platform, workload: Workload) -> None:
+def started(http: httpx.Client, workload: Workload) -> str:
+    """The task that trains an adapter on an upload."""
     uploaded = http.post("/api/llm-finetuning/data/upload", files={"file": ("train.jsonl", content())})
     assert uploaded.status_code == 200, uploaded.text
     assert uploaded.json()["samples"] == len(LINES)
@@ -57,9 +58,13 @@ def test_upload_train_watch_and_look_at_the_adapter(http: httpx.Client, platform
         "save_steps": 4,
         "logging_steps": 1,
     }
-    started = http.post("/api/llm-finetuning/lora/start", json=request)
-    assert started.status_code == 200, started.text
-    task_id = started.json()["task_id"]
+    response = http.post("/api/llm-finetuning/lora/start", json=request)
+    assert response.status_code == 200, response.text
+    return str(response.json()["task_id"])
+
+
+def test_upload_train_watch_and_look_at_the_adapter(http: httpx.Client, platform: Platform, workload: Workload) -> None:
+    task_id = started(http, workload)
     messages = messages_until_end(platform, "/ws/training", task_id)
     assert messages[-1]["data"]["status"] == "completed", messages[-1]
     steps = [message["step"] for message in messages if message["type"] == "progress"]

@@ -98,34 +98,37 @@ async def test_wrong_settings_are_all_named(tmp_path: Path) -> None:
     assert b"TUNESMITH_MAX_ATTEMPTS" in printed
 
 
+async def submit(client: Client, number: int) -> str:
+    """The task of a request that is made until it succeeds."""
+    while True:
+        try:
+            return (await client.create(f"t{number}", request_id=f"r{number}")).id
+        except Exception:  # noqa: BLE001 - the service is being killed
+            await asyncio.sleep(0.05)
+
+
+async def work(worker: Worker, bus: EventBus) -> None:
+    """Completes every task that the queue hands out."""
+    consumer = bus.consumer("WORK", "finetune-default", "work.finetune.default.>", ack_wait=2.0)
+    while True:
+        for message in await consumer.fetch(1):
+            item = fact_pb2.WorkItem.FromString(message.data)
+            try:
+                attempt = await worker.claim(item.task_id, item.attempt)
+            except Exception as error:  # noqa: BLE001 - as a worker must
+                await (message.term() if "drop it" in str(error) else message.nak(0.1))
+                continue
+            await attempt.say(metrics=attempt.metrics(attempt.number, loss=1.0))
+            await attempt.say(completed=attempt.completed())
+            await message.ack_sync()
+
+
 async def test_killed_at_any_time_it_finishes_every_task_once(running: Running, nats_server: NatsServer) -> None:
     """Submits, works and kills at the same time; each request id makes one task, each task completes once."""
     bus = await EventBus.connect(nats_server.url, name="test-worker")
     await bus.ensure_streams()
-
-    async def submit(client: Client, number: int) -> str:
-        while True:
-            try:
-                return (await client.create(f"t{number}", request_id=f"r{number}")).id
-            except Exception:  # noqa: BLE001 - the service is being killed
-                await asyncio.sleep(0.05)
-
-    async def work(worker: Worker) -> None:
-        consumer = bus.consumer("WORK", "finetune-default", "work.finetune.default.>", ack_wait=2.0)
-        while True:
-            for message in await consumer.fetch(1):
-                item = fact_pb2.WorkItem.FromString(message.data)
-                try:
-                    attempt = await worker.claim(item.task_id, item.attempt)
-                except Exception as error:  # noqa: BLE001 - as a worker must
-                    await (message.term() if "drop it" in str(error) else message.nak(0.1))
-                    continue
-                await attempt.say(metrics=attempt.metrics(attempt.number, loss=1.0))
-                await attempt.say(completed=attempt.completed())
-                await message.ack_sync()
-
     async with client_of(running) as alice, client_of(running, "w1", Role.SERVICE) as service:
-        working = asyncio.create_task(work(Worker(service, bus, "w1")))
+        working = asyncio.create_task(work(Worker(service, bus, "w1"), bus))
         submitting = [asyncio.create_task(submit(alice, number)) for number in range(30)]
 
         async def completed(enough: int) -> bool:
