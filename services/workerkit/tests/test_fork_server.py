@@ -114,6 +114,17 @@ async def test_children_run_side_by_side(launcher: ForkLauncher, job: Callable[.
     assert (await second.wait()).status == -signal.SIGKILL
 
 
+async def test_a_child_that_is_to_end_the_moment_it_starts_ends(
+    launcher: ForkLauncher, job: Callable[..., Path]
+) -> None:
+    """The fork server itself ignores the signal; of many children one would take that over for a moment."""
+    for _ in range(40):
+        child = await launcher.start(job("hang"), {})
+        child.terminate()
+        async with asyncio.timeout(10):
+            assert (await child.wait()).status == -signal.SIGTERM
+
+
 async def test_what_a_child_started_dies_with_it(launcher: ForkLauncher, job: Callable[..., Path]) -> None:
     for end in (ForkedChild.kill, lambda child: os.kill(child.pid, signal.SIGKILL)):
         child = await launcher.start(job("family"), {})

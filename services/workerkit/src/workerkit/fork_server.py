@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE = 800
 OPEN_FILES = 65536
 CLEAN_UP_SECONDS = 5.0
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def set_process_option(option: int, value: int) -> None:
@@ -46,6 +48,16 @@ def set_process_option(option: int, value: int) -> None:
     if libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+@contextlib.contextmanager
+def held_back(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Signals that come meanwhile are delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def resolve(entry: str) -> Any:
@@ -140,7 +152,11 @@ class ForkServer:
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        with held_back(ENDINGS):  # a request to end that comes now is not for a child that still ignores it
+            pid = os.fork()
+            if not pid:
+                for number in (signal.SIGCHLD, *ENDINGS):
+                    signal.signal(number, signal.SIG_DFL)
         if pid:
             return pid
         code = 1
@@ -163,8 +179,6 @@ class ForkServer:
         if os.getppid() != parent:  # it died before the option was set
             os._exit(1)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
         self._selector.close()
         self._control.close()
         os.close(self._wake_read)
@@ -242,7 +256,7 @@ def main(arguments: list[str]) -> None:
     descriptor, preload, entry = arguments
     control = socket.socket(fileno=int(descriptor))
     control.set_inheritable(False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)  # the worker alone decides when children end
     set_process_option(PR_SET_CHILD_SUBREAPER, 1)
     importlib.import_module(preload)
