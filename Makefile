@@ -1,4 +1,4 @@
-# Recipes of the workspace. Each sets up .venv first; that needs Python 3.11 or newer and takes no time once it is done.
+# Recipes of the workspace. Each sets up .venv first; that needs Python 3.11 or newer and a C++ compiler, and takes no time once it is done.
 BIN := .venv/bin
 ARGS ?=
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs everything into .venv: the locked packages with their hashes, then the members of the workspace.
-# Needs Python 3.11 or newer and nothing else. Does nothing when .venv is up to date.
+# Needs Python 3.11 or newer and a C++ compiler. Does nothing when .venv is up to date.
 set -eu
 cd "$(dirname "$0")/.."
 
