@@ -13,6 +13,8 @@ from typing import Any
 
 PACKAGE = "lm_eval"
 BATCH = 8
+# What the harness tells of a task beside its metrics.
+NO_SCORES = ("sample_len",)
 
 
 def is_installed() -> bool:
@@ -50,7 +52,7 @@ def _numbers(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, fl
     for task, metrics in results.items():
         for metric, value in metrics.items():
             name = metric.removesuffix(",none")
-            if isinstance(value, int | float) and not isinstance(value, bool) and "_stderr" not in metric:
+            if isinstance(value, float) and "_stderr" not in metric and name not in NO_SCORES:
                 yield f"{task}/{name}", float(value)
 
 
