@@ -30,6 +30,7 @@ ENTRY = "eval_service.generation.engine.child:main"
 SOCKET, JOB = "socket", "job.json"
 MOST_LINE_BYTES = 1 << 24
 LAST_LINES = 20
+CONNECT_SECONDS = 60.0
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
 
 
@@ -65,7 +66,7 @@ class ModelProcess:
     async def start(cls, launcher: Launcher, folder: Path, job: Mapping[str, Any]) -> "ModelProcess":
         """Starts a process that loads the model of a job; `ready` tells when it has.
 
-        Raises Unavailable when none can be started, Internal when it dies at once, and OSError.
+        Raises Unavailable when none can be started or it keeps silent, Internal when it dies at once, and OSError.
         """
         await asyncio.to_thread(_write_job, folder, job)
         with _listening(folder) as listener:
@@ -225,13 +226,18 @@ def _listening(folder: Path) -> Iterator[socket.socket]:
 
 
 async def _connection(listener: socket.socket, child: Child) -> socket.socket:
-    """The child's connection. Raises Internal when it ends without one."""
+    """The connection of a child. Raises Internal when it ends without one, Unavailable when it keeps silent."""
     accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(listener))
     ending = asyncio.ensure_future(child.wait())
     try:
-        await asyncio.wait((accepting, ending), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((accepting, ending), timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if accepting.done():
             return accepting.result()[0]
+        if not ending.done():
+            raise Unavailable(
+                f"the process of the model did not answer within {CONNECT_SECONDS:g} s of its start; try again",
+                reason="MODEL_PROCESS_SILENT",
+            )
         status = ending.result().status
         raise Internal(f"the process of the model ended at once, status {status}", reason="MODEL_PROCESS_DIED")
     finally:
