@@ -63,7 +63,7 @@ class EvaluationWork:
         self._task, self._source = claim.task, claim.source
         self._spec = claim.task.spec.evaluate
         self._finetune = claim.source.spec.finetune
-        patience = patience_for(self._task.labels, shop.patience)
+        patience = patience_for(self._task.labels, shop.patience, saves=False)
         self._child = ChildRun(shop.launcher, control, lease, reporter, patience, TERMS)
         origin = Origin(self._task.id, self._task.attempt, self._task.run, self._finetune.base_model)
         self._result = ResultStore(shop.store, origin, control, lease, reporter, "the report")

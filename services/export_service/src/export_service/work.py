@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +32,6 @@ from workerkit.supervision import Patience
 T = TypeVar("T")
 
 MEMORY_ADVICE = ("export on a machine with more memory", "choose types without an importance matrix")
-STOP_SECONDS = 5.0  # an export that is stopped has nothing to save
 TERMS = Terms("export process", MEMORY_ADVICE)
 
 
@@ -69,8 +68,7 @@ class ExportWork:
         self._reporter = reporter
         base_name = claim.source.spec.finetune.base_model
         origin = Origin(self._task.id, self._task.attempt, self._task.run, base_name)
-        usual = replace(shop.patience, grace_seconds=min(shop.patience.grace_seconds, STOP_SECONDS))
-        patience = patience_for(self._task.labels, usual)
+        patience = patience_for(self._task.labels, shop.patience, saves=False)
         self._child = ChildRun(shop.launcher, control, lease, reporter, patience, TERMS)
         self._result = ResultStore(shop.store, origin, control, lease, reporter, "the export")
         self._output_dir = shop.output_root / self._task.id

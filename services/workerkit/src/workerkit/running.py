@@ -19,6 +19,7 @@ from workerkit.supervision import ChildResult, Patience, Supervision
 
 GRACE_LABEL = "stop_grace_seconds"
 LONGEST_GRACE_SECONDS = 3600.0
+NOTHING_TO_SAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +95,16 @@ class ChildRun:
         self.reporter.log([f"a checkpoint of the {self.terms.process} is ignored: {event.path}"])
 
 
-def patience_for(labels: Mapping[str, str], usual: Patience) -> Patience:
-    """A task may be stopped with a grace period of its own, by a label."""
+def patience_for(labels: Mapping[str, str], usual: Patience, *, saves: bool = True) -> Patience:
+    """A task may be stopped with a grace period of its own, by a label.
+
+    Without one, work that saves nothing when it is stopped is given NOTHING_TO_SAVE_SECONDS at most.
+    """
     with contextlib.suppress(ValueError):
         seconds = float(labels[GRACE_LABEL]) if GRACE_LABEL in labels else -1.0
         if 0 <= seconds <= LONGEST_GRACE_SECONDS:
             return replace(usual, grace_seconds=seconds)
-    return usual
+    return usual if saves else replace(usual, grace_seconds=min(usual.grace_seconds, NOTHING_TO_SAVE_SECONDS))
 
 
 async def brought_to_an_end(control: Control, work: Awaitable[Ending]) -> Ending:
