@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from eval_service.evaluations import Evaluations
-from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound
+from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
 from servicekit.identity import Role, TokenIssuer, current_principal, generate_private_key, public_key
@@ -54,6 +54,7 @@ class Tasks(task_service_pb2_grpc.TaskServiceServicer):
     tasks: dict[str, task_pb2.Task] = field(default_factory=dict)
     prefixes: dict[str, str] = field(default_factory=dict)
     asked_for_sources: int = 0
+    refusal: InvalidArgument | None = None
 
     def __hash__(self) -> int:
         return id(self)
@@ -72,6 +73,8 @@ class Tasks(task_service_pb2_grpc.TaskServiceServicer):
         return task
 
     async def CreateTask(self, request: Any, context: Any) -> Any:
+        if self.refusal is not None:
+            raise self.refusal
         self.add("created", current_principal().user, spec=request.spec, state=task_pb2.STATE_PENDING)
         self.tasks["created"].name = request.name
         return task_service_pb2.CreateTaskResponse(task=self.tasks["created"])
@@ -134,6 +137,18 @@ async def test_creating_makes_a_task_of_the_caller(setting: Setting) -> None:
     assert created.name.startswith("evaluate_2")
     assert setting.tasks.tasks["created"].owner == "ann"
     assert setting.tasks.tasks["created"].spec.evaluate == SPEC
+
+
+async def test_what_is_refused_names_the_fields_of_the_request(setting: Setting) -> None:
+    problems = [Problem("spec.evaluate.scores[0]", "there is no such score"), Problem("name", "is too long")]
+    setting.tasks.refusal = InvalidArgument(reason="SPEC_INVALID", problems=problems)
+    with pytest.raises(InvalidArgument) as caught:
+        await setting.evaluations.create("", SPEC, setting.token("ann"))
+    assert caught.value.reason == "SPEC_INVALID"
+    assert caught.value.problems == (Problem("spec.scores[0]", "there is no such score"), problems[1])
+    setting.tasks.refusal = InvalidArgument("not so")
+    with pytest.raises(InvalidArgument, match="not so"):
+        await setting.evaluations.create("", SPEC, setting.token("ann"))
 
 
 async def test_a_report_becomes_scores(setting: Setting) -> None:

@@ -18,6 +18,7 @@ REPORT = "report.json"
 REMEMBERED = 512
 READ_AT_ONCE = 8
 PIECE_BYTES = 1 << 20
+OF_TASK, OF_REQUEST = "spec.evaluate.", "spec."
 
 
 class Evaluations:
@@ -30,11 +31,16 @@ class Evaluations:
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
 
     async def create(self, name: str, spec: spec_pb2.EvaluateSpec, token: str) -> pb.Evaluation:
-        """Creates the task. Raises what the task service finds wrong."""
+        """Creates the task. Raises what the task service finds wrong, by the fields of CreateEvaluationRequest."""
         request = task_service_pb2.CreateTaskRequest(
             name=name or f"evaluate_{datetime.now(UTC):%Y%m%d_%H%M%S}", spec=spec_pb2.TaskSpec(evaluate=spec)
         )
-        answer = await self._tasks.CreateTask(request, metadata=_identity(token))
+        try:
+            answer = await self._tasks.CreateTask(request, metadata=_identity(token))
+        except InvalidArgument as error:
+            problems = [Problem(item.field.replace(OF_TASK, OF_REQUEST, 1), item.message) for item in error.problems]
+            message = "" if problems else error.message
+            raise InvalidArgument(message, reason=error.reason, problems=problems) from error
         return evaluation_of(answer.task, None)
 
     async def get(self, task_id: str, token: str) -> pb.Evaluation:
