@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servicekit import errors
 from servicekit.errors import Problem, TunesmithError
 from servicekit.grpc_client import bearer
-from servicekit.grpc_server import running_server
+from servicekit.grpc_server import running_server, token_of
 from servicekit.identity import Role, TokenIssuer, generate_private_key
 from servicekit.settings import ServiceSettings
 from tests.support.ports import free_port
@@ -32,6 +32,37 @@ async def test_a_caller_is_known_in_the_servicer(deployment: Deployment) -> None
     assert (task.id, task.owner, task.name) == (TASK_ID, "ann", "user")
     on_behalf = await stub.GetTask(REQUEST, metadata=bearer(deployment.token("root", Role.ADMIN)))
     assert (on_behalf.task.owner, on_behalf.task.name) == ("root", "admin")
+
+
+class Call:
+    """A call with metadata."""
+
+    def __init__(self, *metadata: tuple[str, str | bytes]) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> Any:
+        return self._metadata
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_a_token_is_found_whatever_the_case_of_its_scheme(deployment: Deployment, scheme: str) -> None:
+    token = deployment.token("ann")
+    given = ("authorization", f"{scheme} {token}")
+    answer = await (await deployment.stub()).GetTask(REQUEST, metadata=grpc.aio.Metadata(given))
+    assert answer.task.owner == "ann"
+    context: Any = Call(("user-agent", "x"), given)
+    assert token_of(context) == token
+
+
+def test_what_is_no_bearer_token_is_none() -> None:
+    for metadata in (
+        (),
+        (("authorization", "Basic YTpi"),),
+        (("authorization", "Bearer"),),
+        (("authorization", b"Bearer x"),),
+    ):
+        context: Any = Call(*metadata)
+        assert token_of(context) == ""
 
 
 async def test_callers_do_not_mix(deployment: Deployment) -> None:

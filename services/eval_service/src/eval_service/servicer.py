@@ -8,6 +8,7 @@ from eval_service.evaluations import Evaluations
 from eval_service.generation.generation import Generation
 from eval_service.generation.servicer import GenerationServicer
 from eval_service.scores import SCORES
+from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from tunesmith.eval.v1 import eval_service_pb2 as pb
 from workerkit.turns import Turns
@@ -70,9 +71,3 @@ class EvalServicer(GenerationServicer):
             checked = await self._turns.run(check, request.spec, request.source, token=token)
         problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
         return pb.CheckSpecResponse(problems=problems)
-
-
-def token_of(context: "Context") -> str:
-    """The bearer token of a call, empty without one."""
-    metadata = dict(context.invocation_metadata() or ())
-    return str(metadata.get("authorization", "")).removeprefix("Bearer ")

@@ -7,6 +7,7 @@ from export_service.checks import ExportChecks
 from export_service.exports import Exports
 from export_service.formats import FORMATS
 from export_service.models import StoredModels
+from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
@@ -73,9 +74,3 @@ class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
             checked = await self._checks.check(request.spec, request.source, token=token_of(context))
         problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
         return pb.CheckSpecResponse(problems=problems)
-
-
-def token_of(context: "Context") -> str:
-    """The bearer token of a call, empty without one."""
-    metadata = dict(context.invocation_metadata() or ())
-    return str(metadata.get("authorization", "")).removeprefix("Bearer ")

@@ -114,13 +114,10 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         if self._verifier is None:
             set_current_principal(ANONYMOUS)
             return math.inf
-        for key, value in context.invocation_metadata() or ():
-            if key == "authorization" and isinstance(value, str):
-                scheme, _, token = value.partition(" ")
-                if scheme.lower() == "bearer":
-                    principal, expires = self._verifier.verified(token)
-                    set_current_principal(principal)
-                    return expires
+        if token := token_of(context):
+            principal, expires = self._verifier.verified(token)
+            set_current_principal(principal)
+            return expires
         raise Unauthenticated("the call carries no bearer token", reason="TOKEN_MISSING")
 
     def _unary(self, method: str, behavior: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -184,6 +181,16 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 yield response
 
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+def token_of(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    """The bearer token of a call, empty without one. Its scheme may be in any case (RFC 7235, section 2.1)."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str):
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer":
+                return token.strip()
+    return ""
 
 
 def _deadline(expires: float) -> float | None:

@@ -11,6 +11,7 @@ from modelkit.base_models import BaseModels
 from modelkit.datasets import DatasetFiles, Reading
 from modelkit.errors import ModelkitError
 from servicekit.errors import InvalidArgument, Problem
+from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from trainer_service import devices
 from trainer_service.checks import SpecChecks
@@ -181,9 +182,3 @@ def _device(device: devices.Device) -> trainer.Device:
         memory_free=device.memory_free,
         cores=device.cores,
     )
-
-
-def token_of(context: Any) -> str:
-    """The bearer token of a call, empty without one."""
-    metadata = dict(context.invocation_metadata() or ())
-    return str(metadata.get("authorization", "")).removeprefix("Bearer ")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from eval_service.generation.generation import Generation
+from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from tunesmith.eval.v1 import eval_service_pb2 as pb
 from tunesmith.eval.v1 import eval_service_pb2_grpc
@@ -22,7 +23,7 @@ class GenerationServicer(eval_service_pb2_grpc.EvalServiceServicer):
         self._generation = generation
 
     async def Generate(self, request: pb.GenerateRequest, context: "Context") -> AsyncIterator[pb.GenerateResponse]:
-        answer = self._generation.generate(request, current_principal(), _token_of(context))
+        answer = self._generation.generate(request, current_principal(), token_of(context))
         async with contextlib.aclosing(answer) as responses:
             async for response in responses:
                 yield response
@@ -31,11 +32,3 @@ class GenerationServicer(eval_service_pb2_grpc.EvalServiceServicer):
         self, request: pb.ListLoadedModelsRequest, context: "Context"
     ) -> pb.ListLoadedModelsResponse:
         return pb.ListLoadedModelsResponse(models=self._generation.loaded(current_principal()))
-
-
-def _token_of(context: "Context") -> str:
-    """The bearer token of a call, empty without one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "authorization" and isinstance(value, str):
-            return value.partition(" ")[2]
-    return ""
