@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from eval_service.evaluations import Evaluations
+from eval_service.evaluations import SUMMARY_BYTES, Evaluations
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
@@ -22,7 +22,8 @@ from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service
 
 NAME = task_service_pb2.DESCRIPTOR.services_by_name["TaskService"].full_name
 SPEC = spec_pb2.EvaluateSpec(source_task_id="a-training")
-REPORT = {
+REPORT = b"the whole report, which only downloads read"
+SUMMARY = {
     "samples": 9,
     "recommendation": {
         "step": 20,
@@ -43,7 +44,6 @@ REPORT = {
             "suites": {"arc_easy/acc": 0.25},
         }
     ],
-    "rows_scored": [{"row": 1}],
 }
 
 
@@ -123,7 +123,8 @@ async def running(store: ObjectStore, key_file: Path) -> AsyncIterator[Setting]:
 @pytest.fixture
 async def setting(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Setting]:
     await store.prepare()
-    await store.put_bytes("tasks/done/output/report.json", orjson.dumps(REPORT))
+    await store.put_bytes("tasks/done/output/summary.json", orjson.dumps(SUMMARY))
+    await store.put_bytes("tasks/done/output/report.json", REPORT)
     async with running(store, tmp_path / "key.pem") as found:
         found.tasks.add("done", "ann", "tasks/done/output")
         found.tasks.add("running", "ann")
@@ -180,6 +181,15 @@ async def test_a_report_that_cannot_be_read_spoils_no_list(setting: Setting) -> 
         await setting.evaluations.get("lost", setting.token("ann"))
 
 
+async def test_a_summary_that_is_too_large_is_not_read(setting: Setting, store: ObjectStore) -> None:
+    setting.tasks.add("large", "ann", "tasks/large/output")
+    await store.put_bytes("tasks/large/output/summary.json", b" " * SUMMARY_BYTES + b"{}")
+    with pytest.raises(FailedPrecondition, match="download its report"):
+        await setting.evaluations.get("large", setting.token("ann"))
+    found, _ = await setting.evaluations.list(10, "", setting.token("ann"))
+    assert "large" in {item.task_id for item in found}
+
+
 async def test_what_belongs_to_others_is_not_there(setting: Setting) -> None:
     await setting.evaluations.get("done", setting.token("ann"))
     for call in (
@@ -202,7 +212,7 @@ async def collected(setting: Setting, task_id: str, name: str, offset: int, user
 
 
 async def test_a_report_is_downloaded_from_an_offset(setting: Setting) -> None:
-    whole = orjson.dumps(REPORT)
+    whole = REPORT
     assert await collected(setting, "done", "report.json", 0) == (whole, len(whole))
     assert await collected(setting, "done", "report.json", 40) == (whole[40:], len(whole))
     assert await collected(setting, "done", "report.json", len(whole)) == (b"", len(whole))

@@ -14,7 +14,8 @@ from servicekit.objects import ObjectStore
 from tunesmith.eval.v1 import eval_service_pb2 as pb
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
 
-REPORT = "report.json"
+SUMMARY = "summary.json"
+SUMMARY_BYTES = 4 << 20
 REMEMBERED = 512
 READ_AT_ONCE = 8
 PIECE_BYTES = 1 << 20
@@ -95,7 +96,7 @@ class Evaluations:
         return str(source.output.prefix).rstrip("/")
 
     async def _report_of(self, task: task_pb2.Task, token: str) -> Mapping[str, Any] | None:
-        """What report.json says, the samples left out; None before there is one. A stored report never changes."""
+        """What summary.json says; None before there is one. A stored report never changes."""
         key = f"{task.id}.{task.run}.{task.attempt}"
         if key in self._known and task.state == task_pb2.STATE_COMPLETED:
             self._known.move_to_end(key)
@@ -104,13 +105,22 @@ class Evaluations:
             prefix = await self._prefix(task, token)
             if not prefix:
                 return None
-            content = await self._store.get_bytes(f"{prefix}/{REPORT}")
-        report: dict[str, Any] = await asyncio.to_thread(orjson.loads, content)
-        report.pop("rows_scored", None)
+            content = await self._summary(f"{prefix}/{SUMMARY}", task.id)
+        report: dict[str, Any] = orjson.loads(content)
         self._known[key] = report
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return report
+
+    async def _summary(self, key: str, task_id: str) -> bytes:
+        """A summary that is small enough to be read. NotFound, FailedPrecondition."""
+        info = await self._store.stat(key)
+        if info is None:
+            raise NotFound(f"evaluation {task_id} has no {SUMMARY}")
+        if info.size > SUMMARY_BYTES:
+            text = f"{SUMMARY} of evaluation {task_id} has {info.size} bytes, more than {SUMMARY_BYTES}"
+            raise FailedPrecondition(f"{text}; download its report instead", reason="SUMMARY_TOO_LARGE")
+        return await self._store.get_bytes(key)
 
     async def _tolerantly(self, task: task_pb2.Task, token: str) -> Mapping[str, Any] | None:
         """A list is of use without the scores of one whose report cannot be read now."""

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 
+from eval_service.evaluations import evaluation_of
 from eval_service.recipes.evaluation import evaluate
 from eval_service.recipes.samples import NothingHeldOut
 from modelkit.chat import IGNORED
@@ -19,6 +20,7 @@ from modelkit.datasets import JsonlDataset, Reading, scan
 from modelkit.datasets.splitting import split
 from modelkit.encoders import encoder_for
 from modelkit.loading import load_config, load_model, load_tokenizer
+from tunesmith.task.v1 import task_pb2
 from workerkit.child.stopping import StopRequest
 
 from .conftest import LABELS, Bench, Recorder, adapter
@@ -85,7 +87,13 @@ def test_all_scores_of_answers_and_the_files_of_the_report(bench: Bench, checkpo
         "report.csv",
         "report.html",
         "samples.csv",
+        "summary.json",
     }
+    summary = json.loads((job.output_dir / "summary.json").read_text())
+    assert "rows_scored" not in summary
+    assert [item["values"] for item in summary["checkpoints"]] == [item["values"] for item in report["checkpoints"]]
+    told = evaluation_of(task_pb2.Task(), summary)
+    assert (told.samples, told.recommended_step) == (9, report["recommendation"]["step"])
     lines = list(csv.DictReader((job.output_dir / "report.csv").read_text("utf-8-sig").splitlines()))
     assert len(lines) == 3 * (len(names) + 1)
     page = (job.output_dir / "report.html").read_text()

@@ -63,6 +63,17 @@ def content_of(
     }
 
 
+def summary_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a report says how the checkpoints did: no samples, matrices or comparisons, so it stays small."""
+    told = ("step", "base_model", "total", "values", "suites")
+    advice = {name: value for name, value in content["recommendation"].items() if name != "comparisons"}
+    return {
+        "samples": content["samples"],
+        "recommendation": advice,
+        "checkpoints": [{name: item[name] for name in told} for item in content["checkpoints"]],
+    }
+
+
 def number(value: float) -> float | None:
     """A number that JSON can hold."""
     return float(value) if math.isfinite(value) else None

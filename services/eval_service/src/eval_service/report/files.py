@@ -9,16 +9,17 @@ from typing import Any
 
 import orjson
 
+from eval_service.report.content import summary_of
 from eval_service.report.page import page
 
 JSON, CSV, HTML, SAMPLES = "report.json", "report.csv", "report.html", "samples.csv"
-FILES = (JSON, CSV, HTML)
+SUMMARY = "summary.json"
 # A spreadsheet would compute a cell that begins so.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_report(directory: Path, content: Mapping[str, Any]) -> None:
-    """Writes report.json, report.csv, report.html and samples.csv into a directory, which gets its name at the end.
+    """Writes the report and its summary into a directory, which gets its name at the end.
 
     Raises OSError.
     """
@@ -26,6 +27,7 @@ def write_report(directory: Path, content: Mapping[str, Any]) -> None:
     staging.mkdir(parents=True, exist_ok=True)
     files = {
         JSON: orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY),
+        SUMMARY: orjson.dumps(summary_of(content), option=orjson.OPT_SERIALIZE_NUMPY),
         CSV: table(CSV_HEADER, score_rows(content)),
         SAMPLES: table(SAMPLES_HEADER, sample_rows(content)),
         HTML: page(content).encode(),
