@@ -98,9 +98,11 @@ def test_what_cannot_be_evaluated(bench: Bench) -> None:
 
 @pytest.mark.timeout(180)  # the harness is loaded
 def test_suites_need_the_harness_and_their_data(bench: Bench) -> None:
-    found = problems(bench, evaluation(suites=["no_such_task_at_all"]))
+    spec = evaluation(suites=["no_such_task_at_all"])
+    (problem,) = bench.checks.check(spec, bench.source(), starts=True).problems
     expected = "has no task 'no_such_task_at_all'" if suites.is_installed() else "is not installed"
-    assert expected in found["evaluate.suites"]
+    assert problem.field == "evaluate.suites"
+    assert expected in problem.message
 
 
 def test_a_checkpoint_of_the_last_step_stands_for_the_final_model(bench: Bench) -> None:

@@ -1,9 +1,6 @@
 """Checks a whole evaluation: at submit, and again before it starts."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -11,18 +8,17 @@ from pathlib import Path
 
 from eval_service import scores
 from eval_service.scoring.embedding_files import read_pooling
+from eval_service.suite_checks import suite_problems
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache, DatasetFiles
 from modelkit.errors import ModelkitError
 from modelkit.paths import AllowedRoots
 from servicekit.errors import Problem
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
-from workerkit.child import environment
 from workerkit.datasets import DatasetChecks, reading_of
 from workerkit.holding import holding
 
 TASK_PREFIX = "task:"
-SUITE_SECONDS = 120.0
 TEST, VALIDATION = spec_pb2.EVALUATION_SPLIT_TEST, spec_pb2.EVALUATION_SPLIT_VALIDATION
 
 
@@ -83,7 +79,7 @@ class EvaluationChecks:
         self._check_base_model(spec, finetune, checked, starts=starts, classifies=objective == "CLASSIFICATION")
         self._check_rows(spec, finetune, checked, token)
         self._check_embedding_model(spec, checked)
-        for text in _suite_problems(list(spec.suites)):
+        for text in suite_problems(list(spec.suites), starts=starts):
             checked.refuse("suites", text)
         return checked
 
@@ -184,22 +180,3 @@ def _missing_split(spec: spec_pb2.EvaluateSpec, finetune: spec_pb2.FinetuneSpec,
     if own or any(has.values()):
         return ""
     return "the task held no rows out; name a dataset to score on, or train with an eval_ratio or test_ratio above 0"
-
-
-def _suite_problems(names: Sequence[str]) -> list[str]:
-    """Asked in a process of its own: the harness brings much code along, and may load any data of its tasks."""
-    if not names:
-        return []
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-m", "eval_service.suites", *names],
-            env={**os.environ, **environment.VARIABLES},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=SUITE_SECONDS,
-            check=True,
-        )
-        found: list[str] = json.loads(answer.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        return [f"lm-evaluation-harness could not say whether its tasks can be run: {error}"]
-    return found
