@@ -3,7 +3,9 @@
 import io
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from export_service.setup import NAME
 from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem, ResourceExhausted
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
+from servicekit.identity import Role, TokenIssuer, generate_private_key, public_key
 from servicekit.objects import ObjectStore
 from servicekit.settings import ServiceSettings
 from services.export_service.tests.bench import Bench
@@ -93,8 +96,12 @@ def tasks() -> Tasks:
     return Tasks()
 
 
+Serving = Callable[..., AbstractAsyncContextManager[Any]]
+
+
 @pytest.fixture
-async def stub(bench: Bench, tasks: Tasks) -> AsyncIterator["export_service_pb2_grpc.ExportServiceAsyncStub"]:
+async def serving(bench: Bench, tasks: Tasks) -> AsyncIterator[Serving]:
+    """Serves beside a task service; caller is the token of who calls."""
     known = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, tasks, TASKS)]
     async with (
         running_server(ServiceSettings(drain_seconds=0), known) as desk,
@@ -102,13 +109,24 @@ async def stub(bench: Bench, tasks: Tasks) -> AsyncIterator["export_service_pb2_
     ):
         remote = task_service_pb2_grpc.TaskServiceStub(channel)
         exports, models = Exports(remote, bench.store), StoredModels(remote, bench.store)
-        servicer = ExportServicer(exports, models, bench.checks, Turns())
-        servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
-        async with (
-            running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
-            open_channel(f"127.0.0.1:{server.port}", "owner") as mine,
-        ):
-            yield export_service_pb2_grpc.ExportServiceStub(mine)
+
+        @asynccontextmanager
+        async def serve(caller: str = "owner", turns: Turns | None = None, **settings: Any) -> AsyncIterator[Any]:
+            servicer = ExportServicer(exports, models, bench.checks, turns or Turns())
+            servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
+            async with (
+                running_server(ExportSettings(port=0, drain_seconds=0, **settings), servicers) as server,
+                open_channel(f"127.0.0.1:{server.port}", caller) as mine,
+            ):
+                yield export_service_pb2_grpc.ExportServiceStub(mine)
+
+        yield serve
+
+
+@pytest.fixture
+async def stub(serving: Serving) -> AsyncIterator["export_service_pb2_grpc.ExportServiceAsyncStub"]:
+    async with serving() as made:
+        yield made
 
 
 async def completed(bench: Bench, tasks: Tasks, tmp_path: Path, task_id: str = "an-export") -> bytes:
@@ -145,16 +163,11 @@ async def test_reports_healthy(bench: Bench) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_problems_are_told_when_the_users_turn_comes(bench: Bench) -> None:
+async def test_problems_are_told_when_the_users_turn_comes(serving: Serving, bench: Bench, tasks: Tasks) -> None:
     turns = Turns(Limits(at_once=1, waiting=0))
-    servicer = ExportServicer(None, None, bench.checks, turns)  # type: ignore[arg-type]
-    servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
-    request = pb.CheckSpecRequest(spec=SPEC, source=bench.source())
-    async with (
-        running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
-        open_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        stub = export_service_pb2_grpc.ExportServiceStub(channel)
+    source = tasks.sources["a-training"] = bench.source()
+    request = pb.CheckSpecRequest(spec=SPEC, source=source)
+    async with serving(turns=turns) as stub:
         async with turns.of("somebody else"):
             with pytest.raises(ResourceExhausted) as told:
                 await stub.CheckSpec(request)
@@ -303,15 +316,41 @@ async def test_a_model_that_is_not_there_is_refused(
     assert "model.safetensors" in (await unpacked(stub, task_id="a-training")).namelist()
 
 
-async def test_checks_a_specification_for_the_task_service(stub: Any, bench: Bench, adapter: Path) -> None:
-    source = bench.source()
+async def test_checks_a_specification_for_the_task_service(
+    stub: Any, bench: Bench, tasks: Tasks, adapter: Path
+) -> None:
+    source = tasks.sources["a-training"] = bench.source()
     await bench.finish(source, adapter, 12)
     request = pb.CheckSpecRequest(spec=SPEC, source=source)
     assert list((await stub.CheckSpec(request)).problems) == []
     request.spec.quantizations.append("Q77")
     assert [problem.field for problem in (await stub.CheckSpec(request)).problems] == ["export.quantizations[1]"]
-    request.source.output.prefix = "datasets/of-somebody"
+    source.output.prefix = "datasets/of-somebody"
     assert "not among what tasks have stored" in (await stub.CheckSpec(request)).problems[0].message
+
+
+async def test_a_callers_word_is_not_taken_for_what_a_task_has_stored(
+    stub: Any, bench: Bench, tasks: Tasks, adapter: Path
+) -> None:
+    claimed = bench.source()
+    await bench.finish(claimed, adapter, 12)
+    request = pb.CheckSpecRequest(spec=SPEC, source=claimed)
+    assert [(item.field, item.message) for item in (await stub.CheckSpec(request)).problems] == [
+        ("export.source_task_id", "there is no task a-training")
+    ]
+    tasks.sources["a-training"] = bench.source()
+    told = (await stub.CheckSpec(request)).problems
+    assert [item.field for item in told] == ["export.checkpoint_step"]
+    assert "has no final model" in told[0].message
+
+
+async def test_a_workers_word_is_taken(serving: Serving, bench: Bench, tmp_path: Path, adapter: Path) -> None:
+    source, key = bench.source(), generate_private_key()
+    await bench.finish(source, adapter, 12)
+    (tmp_path / "public.pem").write_bytes(public_key(key))
+    token = TokenIssuer(key).issue("worker", Role.SERVICE, timedelta(minutes=5))
+    async with serving(token, public_key_file=tmp_path / "public.pem") as stub:
+        assert list((await stub.CheckSpec(pb.CheckSpecRequest(spec=SPEC, source=source))).problems) == []
 
 
 def test_a_result_that_is_damaged_is_no_result() -> None:

@@ -20,14 +20,21 @@ class StoredModels:
         self._tasks = tasks
         self._store = store
 
+    async def source(self, task_id: str, token: str) -> task_service_pb2.TaskSource:
+        """What a task has produced, as the task service knows it. NotFound also for somebody else's task."""
+        request = task_service_pb2.GetTaskSourceRequest(task_id=task_id)
+        answer: task_service_pb2.GetTaskSourceResponse = await self._tasks.GetTaskSource(
+            request, metadata=identity(token)
+        )
+        return answer.source
+
     async def download(self, task_id: str, step: int, *, adapter_only: bool, token: str) -> AsyncIterator[bytes]:
         """A ZIP of a checkpoint, for step 0 of the final model. An adapter alone comes without optimiser state.
 
         NotFound without such a task or checkpoint, FailedPrecondition for the adapter of a full training and before
         there is a final model.
         """
-        request = task_service_pb2.GetTaskSourceRequest(task_id=task_id)
-        source = (await self._tasks.GetTaskSource(request, metadata=identity(token))).source
+        source = await self.source(task_id, token)
         if adapter_only and not has_adapter(source):
             message = f"task {task_id} has trained all weights and has no adapter; download the whole model"
             raise FailedPrecondition(message, reason="NO_ADAPTER")

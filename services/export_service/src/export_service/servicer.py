@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from export_service.checks import ExportChecks
+from export_service.checks import SOURCE, ExportChecks
 from export_service.exports import Exports
 from export_service.formats import FORMATS
 from export_service.models import StoredModels
+from servicekit.errors import NotFound, Problem
 from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from tunesmith.export.v1 import export_service_pb2 as pb
@@ -71,6 +72,16 @@ class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
 
     async def CheckSpec(self, request: pb.CheckSpecRequest, context: "Context") -> pb.CheckSpecResponse:
         async with self._turns.of(current_principal().user):
-            checked = await self._checks.check(request.spec, request.source, token=token_of(context))
-        problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
+            found = await self._problems(request, token_of(context))
+        problems = [pb.SpecProblem(field=item.field, message=item.message) for item in found]
         return pb.CheckSpecResponse(problems=problems)
+
+    async def _problems(self, request: pb.CheckSpecRequest, token: str) -> list[Problem]:
+        """What is wrong with a specification. Only a worker's word is taken for what the source has produced."""
+        source = request.source
+        if not current_principal().is_service:
+            try:
+                source = await self._models.source(request.spec.source_task_id, token)
+            except NotFound as error:
+                return [Problem(SOURCE, error.message)]
+        return (await self._checks.check(request.spec, source, token=token)).problems
