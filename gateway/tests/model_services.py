@@ -58,13 +58,17 @@ class EvalService(eval_service_pb2_grpc.EvalServiceServicer):
 
 @dataclass
 class ExportService(export_service_pb2_grpc.ExportServiceServicer):
-    """Artifacts by name, and a ZIP. breaks_after is the number of pieces after which a download fails or stalls."""
+    """Artifacts by name, and a ZIP. breaks_after is the number of pieces after which a download fails or stalls.
+
+    damaged lets it fail when everything is sent.
+    """
 
     artifacts: dict[str, bytes] = field(default_factory=dict)
     zipped: bytes = b""
     requests: list[Message] = field(default_factory=list)
     error: TunesmithError | None = None
     breaks_after: int = 0
+    damaged: bool = False
     stalls: bool = False
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -106,6 +110,8 @@ class ExportService(export_service_pb2_grpc.ExportServiceServicer):
                 number += 1
                 if number == self.breaks_after:
                     await self._break()
+            if self.damaged:
+                await self._break()
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
             raise

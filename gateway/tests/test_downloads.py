@@ -117,6 +117,15 @@ async def test_a_download_that_breaks_off_breaks_the_connection(gateway: Gateway
         await gateway.client.get(PATH)
 
 
+@pytest.mark.parametrize("asked", ["", "bytes=10-", "bytes=-10"])
+async def test_a_file_that_turns_out_damaged_at_its_end_is_never_complete(gateway: Gateway, asked: str) -> None:
+    gateway.exports.damaged = True
+    with pytest.raises(httpx.RemoteProtocolError):
+        await gateway.client.get(PATH, headers={"range": asked} if asked else {})
+    part = await gateway.client.get(PATH, headers={"range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, CONTENT[10:20])
+
+
 async def test_leaving_ends_the_download(gateway: Gateway) -> None:
     gateway.exports.breaks_after, gateway.exports.stalls = 1, True
     async with gateway.client.stream("GET", PATH) as response:

@@ -48,21 +48,34 @@ class Source:
                 yield message.data
             message = await anext(self.messages, None)
 
+    async def ended(self) -> None:
+        """Waits for the end after what data has given. Raises what the service finds wrong at the end."""
+        async for _ in self.messages:
+            pass
+
 
 class Download(Response):
     """A file from a source; of length bytes, or for as long as the source goes on where that is not known.
 
-    An RPC that breaks off breaks the connection off, so that nobody takes a part for the whole.
+    to_end says that these bytes are the file's last ones: of them nothing is complete before the source has ended
+    without error. An RPC that breaks off breaks the connection off, so that nobody takes a part for the whole.
     """
 
     def __init__(
-        self, source: Source, headers: Mapping[str, str], *, status: int = 200, length: int | None = None
+        self,
+        source: Source,
+        headers: Mapping[str, str],
+        *,
+        status: int = 200,
+        length: int | None = None,
+        to_end: bool = True,
     ) -> None:
         size = {} if length is None else {"content-length": str(length)}
         self.status_code = status
         self.background = None
         self._source = source
         self._length = length
+        self._to_end = to_end
         self.init_headers({**headers, **size})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,10 +100,12 @@ class Download(Response):
         async for data in self._source.data():
             piece = data if left is None else data[:left]
             left = None if left is None else left - len(piece)
-            await send({"type": "http.response.body", "body": piece, "more_body": left is None or left > 0})
+            if left == 0 and self._to_end:
+                await self._source.ended()
+            await send({"type": "http.response.body", "body": piece, "more_body": left != 0})
             if left == 0:
                 return
-        if left is None or left == 0:
+        if not left:
             await send({"type": "http.response.body", "body": b""})
 
 

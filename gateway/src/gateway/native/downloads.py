@@ -89,7 +89,9 @@ class Downloads:
             return
         wish = export_service_pb2.DownloadArtifactRequest(task_id=task_id, name=name, offset=part.start)
         source = await Source.open(self._exports.DownloadArtifact(wish, metadata=metadata), self._seconds)
-        await Download(source, headers, status=status, length=part.length)(request.scope, request.receive, send)
+        to_end = part.start + part.length == artifact.size
+        answer = Download(source, headers, status=status, length=part.length, to_end=to_end)
+        await answer(request.scope, request.receive, send)
 
     async def _report(self, request: Request, send: Send, task_id: str, name: str) -> None:
         if name not in REPORTS:
