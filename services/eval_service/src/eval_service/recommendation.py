@@ -5,12 +5,12 @@ sample (a paired permutation test, also called approximate randomization, Noreen
 samples there are; several comparisons share one error rate by Holm's method (Holm, 1979).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval_service.scoring.intervals import CONFIDENCE, resamples
+from eval_service.scoring.intervals import BLOCK, CONFIDENCE, resamples
 from eval_service.scoring.measurements import Floats
 from eval_service.scoring.totals import Card, total
 from eval_service.wording import Wording, words_of
@@ -143,7 +143,7 @@ def _exchanged(first: Card, second: Card, shares: Mapping[str, float], seed: int
     """Differences of totals where the two have exchanged their results of some samples."""
     samples = first.samples
     found = []
-    for swap in _swaps(samples, seed):
+    for swap in swaps(samples, seed):
         sums: list[dict[str, Floats]] = [{}, {}]
         for name in shares:
             one, other = first.measurements[name].parts, second.measurements[name].parts
@@ -153,14 +153,12 @@ def _exchanged(first: Card, second: Card, shares: Mapping[str, float], seed: int
     return np.concatenate(found)
 
 
-def _swaps(samples: int, seed: int) -> list[Floats]:
-    """Which samples are exchanged, (exchanges, samples): all ways of a few, else some by chance."""
+def swaps(samples: int, seed: int) -> Iterator[Floats]:
+    """Which samples are exchanged, (exchanges, samples) in blocks: all ways of a few, else some by chance."""
     if samples <= EXACT_SAMPLES:
-        return [(np.arange(1 << samples)[:, None] >> np.arange(samples) & 1).astype(np.float64)]
+        yield (np.arange(1 << samples)[:, None] >> np.arange(samples) & 1).astype(np.float64)
+        return
     random = np.random.default_rng(seed)
-    return [random.integers(0, 2, (size, samples)).astype(np.float64) for size in _sizes(samples)]
-
-
-def _sizes(samples: int) -> list[int]:
-    block = max(1, (1 << 22) // samples)
-    return [min(block, EXCHANGES - first) for first in range(0, EXCHANGES, block)]
+    block = max(1, BLOCK // samples)
+    for first in range(0, EXCHANGES, block):
+        yield random.integers(0, 2, (min(block, EXCHANGES - first), samples)).astype(np.float64)

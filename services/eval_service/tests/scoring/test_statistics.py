@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from eval_service import scores
-from eval_service.recommendation import Recommendation, holm, recommend
-from eval_service.scoring.intervals import clopper_pearson, interval
+from eval_service.recommendation import EXCHANGES, Recommendation, holm, recommend, swaps
+from eval_service.scoring.intervals import BLOCK, clopper_pearson, interval
 from eval_service.scoring.measurements import macro_f1, mean, perplexity
 from eval_service.scoring.totals import Card, total
 
@@ -76,6 +76,17 @@ def test_the_total_is_weighted_and_lies_between_0_and_1() -> None:
 )
 def test_bands(value: float, name: str) -> None:
     assert scores.band(value)[1] == name
+
+
+@pytest.mark.parametrize(("samples", "exchanges"), [(3, 8), (2000, EXCHANGES)])
+def test_exchanges_come_in_blocks_that_fit_into_memory(samples: int, exchanges: int) -> None:
+    blocks = swaps(samples, seed=1)
+    first = next(blocks)
+    sizes = [len(first), *map(len, blocks)]
+    assert sum(sizes) == exchanges
+    assert max(sizes) * samples <= BLOCK
+    assert set(np.unique(first)) == {0.0, 1.0}
+    assert next(swaps(100_000, seed=1)).size <= BLOCK
 
 
 def test_holm_shares_one_error_rate() -> None:
