@@ -87,8 +87,12 @@ def test_defaults_and_what_switches_off() -> None:
     assert (sampling["temperature"], sampling["repetition_penalty"], sampling["top_k"]) == (0.0, 1.0, 0)
 
 
-def test_memory_is_weights_conversation_and_process() -> None:
+def test_memory_is_weights_conversations_and_process() -> None:
     config = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 3, "hidden_size": 64}
     model = ResolvedModel("m", Path("m"), "llama", "L", "", 1000, 4000, "float32", config)
-    assert needed_by(model, 100) == 1000 * 4 + 2 * 3 * 2 * 8 * 4 * 100 + PROCESS_BYTES
+    token = 2 * 3 * 2 * 8 * 4
+    assert needed_by(model, 100, 1) == 1000 * 4 + token * 100 + PROCESS_BYTES
+    assert needed_by(model, 100, 5) == 1000 * 4 + token * 500 + PROCESS_BYTES
+    config["max_position_embeddings"] = 40
+    assert needed_by(model, 100, 5) == 1000 * 4 + token * 200 + PROCESS_BYTES
     assert default_limit() > 1 << 28

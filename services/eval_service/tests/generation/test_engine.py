@@ -31,17 +31,25 @@ def engine_of(directory: Path, **options: Any) -> BaseEngine:
 
 
 def answer(engine: BaseEngine, wish: Wish) -> tuple[str, Answer]:
-    written, text = Answer(engine, wish), ""
-    while not written.finish_reason:
-        text += written.step()
+    text, written = finished(engine, wish)
     written.close()
     return text, written
 
 
+def finished(engine: BaseEngine, wish: Wish) -> tuple[str, Answer]:
+    """An answer that is written and not closed."""
+    written, text = Answer(engine, wish), ""
+    while not written.finish_reason:
+        text += written.step()
+    return text, written
+
+
 def tokens_of(written: Answer) -> list[int]:
-    """What was written, without the token that ended it."""
-    memory: Any = written._session
-    return list(memory.memory.tokens[written.prompt_tokens :])
+    """What was written, without the token that ended it; closes the answer."""
+    session: Any = written._session
+    tokens = list(session.memory.tokens[written.prompt_tokens :])
+    written.close()
+    return tokens
 
 
 def tokens_by_transformers(model: Any, directory: Path, messages: list[Message], tokens: int, **options: Any) -> Any:
@@ -66,7 +74,7 @@ def test_greedy_answers_are_those_of_transformers(models: dict[str, Path], famil
     for messages in (ASKED, LONG):
         wish = Wish("", messages, Sampling(temperature=0.0, repetition_penalty=penalty), 60)
         expected = tokens_by_transformers(model, models[family], messages, 60, repetition_penalty=penalty)
-        _, written = answer(engine, wish)
+        _, written = finished(engine, wish)
         found = tokens_of(written)
         assert found == expected[: len(found)]
         assert written.completion_tokens == len(expected)
@@ -159,6 +167,29 @@ def test_a_conversation_is_read_once_and_answered_the_same(models: dict[str, Pat
     assert answer(engine_of(models["qwen2"]), Wish("", turns, sampling, 20))[0] == told
 
 
+def test_what_is_remembered_keeps_to_what_was_counted(models: dict[str, Path]) -> None:
+    """T26: conversations in the making and remembered ones fit what the service counts for as many as are at once."""
+    engine = engine_of(models["qwen2"], context=1024, at_once=2)
+
+    def remembered() -> list[int]:
+        return [len(memory.tokens) for memory in engine._remembered]
+
+    for start in ("a", "b", "c", "d"):
+        answer(engine, Wish("", [{"role": "user", "content": start + LONG[0]["content"]}], GREEDY, 5))
+        assert sum(remembered()) <= 2 * 1024
+        for memory in engine._remembered:
+            assert len(memory.tokens) % CHUNK == 0, "what was generated is remembered too"
+            sizes = [layer.keys.untyped_storage().nbytes() for layer in memory.cache.layers]  # type: ignore[union-attr]
+            assert sizes == [layer.keys.nbytes for layer in memory.cache.layers]  # type: ignore[union-attr]
+    assert len(remembered()) > 1
+    running = [Answer(engine, Wish("", ASKED, GREEDY, 5))]
+    assert sum(remembered()) <= 1024
+    running.append(Answer(engine, Wish("", ASKED, GREEDY, 5)))
+    assert remembered() == []
+    for written in running:
+        written.close()
+
+
 def test_a_sliding_window_that_is_full_remembers_nothing(tmp_path: Path) -> None:
     directory = build_model(tmp_path / "m", "gemma3")
     config = json.loads((directory / "config.json").read_text())
@@ -167,7 +198,7 @@ def test_a_sliding_window_that_is_full_remembers_nothing(tmp_path: Path) -> None
     model: Any = load_model(directory, dtype=torch.float32).eval()
     expected = tokens_by_transformers(model, directory, LONG, 20)
     for _ in range(2):
-        _, written = answer(engine, Wish("", LONG, GREEDY, 20))
+        _, written = finished(engine, Wish("", LONG, GREEDY, 20))
         found = tokens_of(written)
         assert found == expected[: len(found)]
 

@@ -4,10 +4,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from eval_service.generation.gguf_metadata import Metadata
 from modelkit.base_models import ResolvedModel
 
 PROCESS_BYTES = 256 << 20
 SHARE_OF_MACHINE = 0.5
+GGUF_WIDTH = 2  # llama.cpp keeps keys and values in float16
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length")
 QUICK_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -20,16 +23,23 @@ def default_limit() -> int:
     return int(total * SHARE_OF_MACHINE)
 
 
-def needed_by(model: ResolvedModel, context: int) -> int:
-    """Bytes of the weights in the format they are computed in, of keys and values of one conversation of the longest
-    kind, and of the process itself."""
+def needed_by(model: ResolvedModel, context: int, at_once: int) -> int:
+    """Bytes of the weights in the format they are computed in, of keys and values of as many conversations of the
+    longest kind as there are answers at once (those that are remembered are among them), and of the process itself."""
     width = _width(model.dtype)
-    return model.parameters * width + _token_bytes(model.config, width) * context + PROCESS_BYTES
+    lengths = [value for name in CONTEXT_NAMES if (value := _number(model.config, name))]
+    tokens = min([context, *lengths[:1]]) * at_once
+    return model.parameters * width + _token_bytes(model.config, width) * tokens + PROCESS_BYTES
 
 
-def needed_by_gguf(size: int) -> int:
-    """Bytes that a GGUF file of a size needs."""
-    return size + PROCESS_BYTES
+def needed_by_gguf(size: int, metadata: Metadata, context: int) -> int:
+    """Bytes that a GGUF file of a size needs, with keys and values of one conversation of the longest kind."""
+    tokens = min(context, metadata.number("context_length") or context)
+    heads, layers = metadata.number("attention.head_count"), metadata.number("block_count")
+    head_width = metadata.number("embedding_length") // heads if heads else 0
+    widths = sum(metadata.number(f"attention.{name}_length") or head_width for name in ("key", "value"))
+    in_all_layers = metadata.total("attention.head_count_kv", layers) or heads * layers
+    return size + in_all_layers * widths * GGUF_WIDTH * tokens + PROCESS_BYTES
 
 
 def _width(dtype: str) -> int:
@@ -47,14 +57,15 @@ def _is_quick() -> bool:
 
 def _token_bytes(config: dict[str, object], width: int) -> int:
     """Keys and values of one token in all layers; 0 where the configuration does not tell."""
-
-    def number(name: str, default: int = 0) -> int:
-        value = config.get(name)
-        return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-    heads = number("num_attention_heads") or number("n_head")
-    layers = number("num_hidden_layers") or number("n_layer")
-    hidden = number("hidden_size") or number("n_embd")
+    heads = _number(config, "num_attention_heads") or _number(config, "n_head")
+    layers = _number(config, "num_hidden_layers") or _number(config, "n_layer")
+    hidden = _number(config, "hidden_size") or _number(config, "n_embd")
     if not (heads and layers and hidden):
         return 0
-    return 2 * layers * number("num_key_value_heads", heads) * number("head_dim", hidden // heads) * width
+    head_width = _number(config, "head_dim") or hidden // heads
+    return 2 * layers * (_number(config, "num_key_value_heads") or heads) * head_width * width
+
+
+def _number(config: dict[str, object], name: str) -> int:
+    value = config.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval_service.generation.contents import Content, Form, content_of
 from eval_service.generation.files import StoredFiles, content_key
+from eval_service.generation.gguf_metadata import read_metadata
 from eval_service.generation.memory import needed_by, needed_by_gguf
 from eval_service.generation.models import Base, Limits
 from eval_service.generation.progress import Progress
@@ -56,7 +57,7 @@ class Preparation:
         content, files = await self._content(choice.stored, choice.artifact)
         folder = await held.enter_async_context(self._files.held(choice.stored, files, progress))
         if content.form is Form.GGUF:
-            return Prepared(self._gguf(content, files, folder))
+            return Prepared(await self._gguf(content, files, folder))
         if content.form is Form.WHOLE:
             return Prepared(await self._whole(folder / content.path, content_key(files)))
         base, directory = await self._base(choice, progress, held)
@@ -107,12 +108,14 @@ class Preparation:
             "context": limits.context,
             "at_once": limits.at_once,
         }
-        return Base(key, name, job, needed_by(model, limits.context))
+        return Base(key, name, job, needed_by(model, limits.context, limits.at_once))
 
-    def _gguf(self, content: Content, files: list[FileEntry], folder: Path) -> Base:
+    async def _gguf(self, content: Content, files: list[FileEntry], folder: Path) -> Base:
         path = folder / content.path
         job = {"kind": GGUF, "path": str(path), "context": self._limits.context}
-        return Base(content_key(files), path.name, job, needed_by_gguf(sum(file.size for file in files)))
+        metadata = await asyncio.to_thread(read_metadata, path)
+        needed = needed_by_gguf(sum(file.size for file in files), metadata, self._limits.context)
+        return Base(content_key(files), path.name, job, needed)
 
 
 @contextlib.contextmanager

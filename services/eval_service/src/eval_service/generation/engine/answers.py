@@ -35,14 +35,14 @@ class Answer:
         self._prompt = prompt = engine.prompt(wish.variant, wish.messages)
         self._most = min(wish.max_tokens, _room(engine, prompt))
         self._chunk = engine.chunk
-        self._session = engine.begin(wish.variant, prompt.tokens)
-        self._unread = prompt.tokens[self._session.known :]
         self._sampler = Sampler(wish.sampling, prompt.tokens, engine.vocabulary)
         self._text = TextStream(prompt.decode, prompt.lead)
         self._stops = StopTexts(wish.stop)
         self.finish_reason = ""
         self.completion_tokens = 0
         self.first_token_seconds = 0.0
+        self._session = engine.begin(wish.variant, prompt.tokens)  # the last that may fail: it has to be closed
+        self._unread = prompt.tokens[self._session.known :]
 
     @property
     def prompt_tokens(self) -> int:

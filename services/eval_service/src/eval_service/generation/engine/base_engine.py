@@ -12,12 +12,12 @@ from transformers import DynamicCache
 from eval_service.generation.engine.adapters import Variant, Variants
 from eval_service.generation.engine.engines import Prompt
 from eval_service.generation.engine.prompts import Prompts, end_tokens
+from eval_service.generation.memory import CONTEXT_NAMES
 from modelkit.datasets import Message
 from modelkit.loading import load_config, load_model, load_tokenizer, quieten
 
 CHUNK = 256
 LEAD = 8
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length")
 
 
 def best_device() -> torch.device:
@@ -83,7 +83,8 @@ class BaseEngine:
     """Loads a model directory. Raises ModelkitError, OSError, torch.OutOfMemoryError.
 
     What it remembers of earlier conversations are whole chunks of their prompts, read in the same pieces as they would
-    be read anew: so an answer does not depend on what was asked before.
+    be read anew: so an answer does not depend on what was asked before. Conversations in the making and remembered ones
+    together have at most at_once times context tokens, which is what the service counts for them.
     """
 
     def __init__(self, directory: Path, *, stored: str, context: int, at_once: int) -> None:
@@ -96,7 +97,8 @@ class BaseEngine:
         self._variants = Variants(self._model)
         self._directory = directory
         self._voices: dict[str, Voice] = {}
-        self._remembered: list[_Memory] = []
+        self._remembered: list[_Memory] = []  # the newest first
+        self._open = 0
         takes_columns = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self._options = {"logits_to_keep": 1} if takes_columns else {}
         self.at_once, self.chunk = at_once, CHUNK
@@ -129,17 +131,21 @@ class BaseEngine:
         return Prompt(tokens, voice.ends, lead, voice.decode)
 
     def begin(self, variant: str, tokens: Sequence[int]) -> _Session:
-        """Takes up the conversation that is remembered best, if any."""
+        """Takes up the conversation that is remembered best, if any; others are forgotten to make room for it."""
+        self._open += 1
+        memory = self._taken_up(variant, tokens)
+        self._forget_oldest()
+        return _Session(self, memory)
+
+    def _taken_up(self, variant: str, tokens: Sequence[int]) -> _Memory:
         chosen = self._variants.find(variant)
         fitting = [(self._shared(memory, tokens), memory) for memory in self._remembered if memory.variant is chosen]
         shared, memory = max(fitting, key=lambda pair: pair[0], default=(0, None))
         if memory is None or not shared:
-            return _Session(self, _Memory(chosen, [], DynamicCache(config=self._model.config)))
+            return _Memory(chosen, [], DynamicCache(config=self._model.config))
         self._remembered = [other for other in self._remembered if other is not memory]
-        memory.cache.crop(shared - len(memory.tokens))
-        del memory.tokens[shared:]
-        memory.whole = shared
-        return _Session(self, memory)
+        _crop(memory, shared)
+        return memory
 
     @torch.inference_mode()
     def forward(self, memory: _Memory, tokens: Sequence[int]) -> torch.Tensor:
@@ -154,9 +160,17 @@ class BaseEngine:
         return scores
 
     def keep(self, memory: _Memory) -> None:
-        """Remembers a conversation, as long as it is among the newest."""
+        """Remembers whole chunks of a conversation's prompt, as long as there is room."""
+        self._open -= 1
         if memory.whole and _can_go_back(memory.cache):
-            self._remembered = [memory, *self._remembered][: self.at_once]
+            _crop(memory, memory.whole)
+            self._remembered.insert(0, memory)
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        room = max(0, self.at_once - self._open) * self.context
+        while sum(len(memory.tokens) for memory in self._remembered) > room:
+            self._remembered.pop()
 
     @staticmethod
     def _shared(memory: _Memory, tokens: Sequence[int]) -> int:
@@ -191,3 +205,15 @@ def _can_go_back(cache: DynamicCache) -> bool:
     """Whether the last tokens can be forgotten; a layer with a sliding window that is full has lost what was before."""
     layers: list[Any] = [layer for layer in cache.layers if getattr(layer, "sliding_window", None)]
     return cache.is_croppable and all(layer.get_seq_length() < layer.sliding_window for layer in layers)
+
+
+def _crop(memory: _Memory, length: int) -> None:
+    """Keeps the first tokens alone, and gives back the memory of the others."""
+    removed = len(memory.tokens) - length
+    if removed:
+        memory.cache.crop(-removed)
+        layers: list[Any] = [layer for layer in memory.cache.layers if layer.is_initialized]
+        for layer in layers:  # a part of a tensor would keep all of it in memory
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+    del memory.tokens[length:]
+    memory.whole = length
