@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from export_service.gguf import GgufJob, GgufNotPossible, write
+from export_service.gguf.modelfile import write_modelfile
 from export_service.gguf.ollama_template import ollama_template
 from modelkit import scratch
+from modelkit.loading import load_tokenizer
 from modelkit.templates import ChatTemplate
 from services.export_service.tests.gguf.small_models import field, small_model
 
@@ -119,3 +121,12 @@ def test_a_modelfile(llama: Path) -> None:
         "top_k 20",
     ):
         assert f"\nPARAMETER {line}\n" in text
+
+
+def test_a_modelfile_of_a_tokenizer_without_an_end(llama: Path) -> None:
+    tokenizer: Any = load_tokenizer(llama)
+    tokenizer.eos_token = None
+    path = llama.parent / "Modelfile"
+    stops = [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    write_modelfile(path, "m.gguf", tokenizer=tokenizer, stops=stops, context_length=64, settings=path)
+    assert [line for line in path.read_text().splitlines() if "stop" in line] == ['PARAMETER stop "<|eot_id|>"']

@@ -21,7 +21,8 @@ def write_modelfile(
     file. Raises OSError.
     """
     lines = [f"FROM ./{gguf_name}", *_template_lines(tokenizer)]
-    names = tokenizer.convert_ids_to_tokens(list(dict.fromkeys([tokenizer.eos_token_id, *stops])))
+    ends = dict.fromkeys(number for number in (tokenizer.eos_token_id, *stops) if number is not None)
+    names = tokenizer.convert_ids_to_tokens(list(ends))
     lines += [f"PARAMETER stop {_quoted(name)}" for name in names if name]
     lines.append(f"PARAMETER num_ctx {min(context_length, MAX_CONTEXT)}")
     given = read_json(settings) if settings.is_file() else {}
