@@ -116,6 +116,20 @@ def test_importance_is_the_mean_square_of_what_comes_in(wide: Path) -> None:
     assert not np.array_equal(found["blk.0.attn_q.weight"], found["blk.1.attn_q.weight"])
 
 
+def test_computing_importance_ends_when_asked(wide: Path) -> None:
+    outline, rows = Outline(load_config(wide).to_dict()), ["one", "two", "three"]
+    heard: list[int] = []
+
+    def tick() -> None:
+        heard.append(1)
+        if len(heard) == 2:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        importance(wide, None, outline, tokenizer_of(wide, None), rows, tick=tick)
+    assert len(heard) == 2
+
+
 def found_tensors(base: Path) -> dict[str, tuple[str, int]]:
     """The matrices within layers, as llama.cpp calls them."""
     names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]

@@ -4,7 +4,7 @@ The idea is that of llama.cpp's importance matrix; the values are computed here,
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,17 @@ LEAST = 1e-10  # a column that saw nothing still counts for something
 
 
 def importance(
-    base: Path, adapter: Path | None, outline: Outline, tokenizer: PreTrainedTokenizerBase, rows: Sequence[str]
+    base: Path,
+    adapter: Path | None,
+    outline: Outline,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[str],
+    *,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Floats]:
     """By llama.cpp's name of each matrix but the output layer, one number per column. The model is in memory meanwhile.
 
-    Raises InvalidModel, InvalidAdapter or OSError.
+    tick is called for each row and may raise to end it. Raises InvalidModel, InvalidAdapter or OSError.
     """
     model = merged_model(base, adapter)
     sums: dict[str, Any] = defaultdict(float)
@@ -38,6 +44,7 @@ def importance(
     hooks = [module.register_forward_pre_hook(_summing(name, sums)) for module, name in _matrices(model, outline)]
     with torch.inference_mode():
         for tokens in _batches(tokenizer, rows):
+            tick()
             model.model(input_ids=tokens, use_cache=False)
             count += tokens.numel()
     for hook in hooks:

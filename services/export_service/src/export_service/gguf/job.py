@@ -144,10 +144,10 @@ class _Writing:
             return
         matrix = None
         if any(kind.importance for kind in self.mixed):
-            self.progress(WRITING_SHARE, "computing the importance of each column from training text")
-            matrix = importance(
-                self.job.base, self.job.adapter, self.outline, self.tokenizer, self.job.importance_rows or []
-            )
+            tell = partial(self.progress, WRITING_SHARE, "computing the importance of each column from training text")
+            tell()
+            rows = self.job.importance_rows or []
+            matrix = importance(self.job.base, self.job.adapter, self.outline, self.tokenizer, rows, tick=tell)
         for at, kind in enumerate(self.mixed):
             share = WRITING_SHARE + (1 - WRITING_SHARE) * at / len(self.mixed)
             tell = partial(self.progress, share, f"quantizing to {kind.name}")

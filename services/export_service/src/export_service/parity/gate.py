@@ -2,7 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from export_service.parity.checks import (
     Limits,
     made,
 )
-from export_service.parity.reference import Readings
+from export_service.parity.reference import Readings, Tick
 from export_service.parity.weights import worst_weights
 from modelkit.adapters import Adapter
 from modelkit.datasets import Message
@@ -66,11 +66,13 @@ def check(
     gate = _Gate(base, adapter, prompts, progress)
     found: list[Check] = []
     steps = 1 + (merged is not None) + len(gguf_files)
-    progress(0.0, "asking the trained model")
-    gate.prepare()
+    tell = partial(progress, 0.0, "asking the trained model")
+    tell()
+    gate.prepare(tell)
     if merged is not None:
-        progress(1 / steps, f"comparing {merged.name}")
-        found += gate.merged(merged)
+        tell = partial(progress, 1 / steps, f"comparing {merged.name}")
+        tell()
+        found += gate.merged(merged, tell)
     for at, file in enumerate(gguf_files):
         tell = partial(progress, (steps - len(gguf_files) + at) / steps, f"comparing {file.name}")
         tell()
@@ -97,32 +99,32 @@ class _Gate:
         if self.dtype == torch.bfloat16:
             self.stored.add("BF16")
 
-    def prepare(self) -> None:
+    def prepare(self, tick: Tick) -> None:
         """Asks the trained model."""
         model = reference.adapted_model(self.base, self.adapter, self.dtype)
         prompts = [self._tokens(text)[:MAX_TOKENS] for text in self.texts]
-        self.sequences = prompts if self.labels else reference.replies(model, prompts)
-        self.wanted = self._read(model)
+        self.sequences = prompts if self.labels else reference.replies(model, prompts, tick)
+        self.wanted = self._read(model, tick)
         del model
         gc.collect()
 
-    def merged(self, directory: Path) -> Iterator[Check]:
+    def merged(self, directory: Path, tick: Tick) -> Iterator[Check]:
         """Checks of a merged model."""
         model = load_model(directory, dtype=self.dtype, labels=self.labels or None).eval()
-        got = self._read(model)
+        got = self._read(model, tick)
         yield from self._compared(directory.name, got, self._limits("F32"))
         tokenizer: Any = tokenizer_of(directory, None)
         wrong = sum(_numbers(tokenizer, text) != self._tokens(text) for text in [*self.texts, *TEXTS])
         yield made(directory.name, TEMPLATE, wrong, 0, "texts with other tokens:")
 
-    def gguf(self, file: Path, tick: Callable[[], None]) -> Iterator[Check]:
+    def gguf(self, file: Path, tick: Tick) -> Iterator[Check]:
         """Checks of a GGUF file."""
         if file.stem.endswith(ADAPTER):
             yield from self._adapter_file(file, tick)
             return
         texts = [*self.texts, *TEXTS]
         try:
-            name, share = worst_weights(self.base, self.adapter, file)
+            name, share = worst_weights(self.base, self.adapter, file, tick)
             answer = llama.ask(file, self.sequences, texts, tick=tick)
         except llama.GgufUnreadable as error:
             yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
@@ -132,11 +134,11 @@ class _Gate:
         yield made(file.name, TEMPLATE, wrong, 0, "texts with other tokens:")
         yield from self._compared(file.name, answer.readings, self._limits(file.stem.rpartition("-")[2]))
 
-    def _adapter_file(self, file: Path, tick: Callable[[], None]) -> Iterator[Check]:
+    def _adapter_file(self, file: Path, tick: Tick) -> Iterator[Check]:
         """Checks of an adapter's GGUF file on one of its base model, which is written for that and thrown away."""
         kind = next((name for name in ("BF16", "F16") if self.stored == {name}), "F32")
         with tempfile.TemporaryDirectory(prefix=".parity-", dir=file.parent) as folder:
-            (base,) = write(GgufJob(self.base, None, Path(folder), "base", [kind]))
+            (base,) = write(GgufJob(self.base, None, Path(folder), "base", [kind]), lambda _share, _text: tick())
             try:
                 answer = llama.ask(base, self.sequences, [], adapter=file, tick=tick)
             except llama.GgufUnreadable as error:
@@ -156,8 +158,8 @@ class _Gate:
             )
         return limits
 
-    def _read(self, model: Any) -> Readings:
-        return (reference.read_classes if self.labels else reference.read)(model, self.sequences)
+    def _read(self, model: Any, tick: Tick) -> Readings:
+        return (reference.read_classes if self.labels else reference.read)(model, self.sequences, tick)
 
     def _tokens(self, text: str) -> list[int]:
         return _numbers(self.tokenizer, text)

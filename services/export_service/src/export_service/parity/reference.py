@@ -1,7 +1,7 @@
 """What models in Hugging Face form answer: the trained one, and a merged one that is to compute the same."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from modelkit.loading import load_model
 REPLY_TOKENS = 12
 MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 SHARE = 0.8
+Tick = Callable[[], None]
 Logits = NDArray[np.float32]
 
 
@@ -54,14 +55,18 @@ def adapted_model(base: Path, adapter: Path | None, dtype: torch.dtype = torch.f
     return model.eval()
 
 
-def replies(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Each prompt with the tokens that the model continues it with when it always takes the likeliest."""
+def replies(model: Any, prompts: Sequence[Sequence[int]], tick: Tick = lambda: None) -> list[list[int]]:
+    """Each prompt with the tokens that the model continues it with when it always takes the likeliest.
+
+    tick is called for each token and may raise to end it.
+    """
     found = []
     with torch.inference_mode():
         for prompt in prompts:
             answer = model(input_ids=torch.tensor([prompt]), use_cache=True)
             tokens = [*prompt]
             for _ in range(REPLY_TOKENS):
+                tick()
                 tokens.append(int(answer.logits[0, -1].argmax()))
                 answer = model(
                     input_ids=torch.tensor([tokens[-1:]]), past_key_values=answer.past_key_values, use_cache=True
@@ -70,11 +75,12 @@ def replies(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     return found
 
 
-def read(model: Any, sequences: Sequence[Sequence[int]]) -> Readings:
-    """What a language model makes of sequences that end with a reply."""
+def read(model: Any, sequences: Sequence[Sequence[int]], tick: Tick = lambda: None) -> Readings:
+    """What a language model makes of sequences that end with a reply; tick as in replies, for each sequence."""
     losses, kept = [], []
     with torch.inference_mode():
         for sequence in sequences:
+            tick()
             tokens = torch.tensor([sequence])
             logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
             losses.append(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none"))
@@ -82,8 +88,11 @@ def read(model: Any, sequences: Sequence[Sequence[int]]) -> Readings:
     return Readings(float(torch.cat(losses).mean()), np.stack(kept))
 
 
-def read_classes(model: Any, sequences: Sequence[Sequence[int]]) -> Readings:
-    """What a classifier makes of sequences; there is no loss."""
+def read_classes(model: Any, sequences: Sequence[Sequence[int]], tick: Tick = lambda: None) -> Readings:
+    """What a classifier makes of sequences; there is no loss. tick as in read."""
+    logits = []
     with torch.inference_mode():
-        logits = [model(input_ids=torch.tensor([sequence])).logits.float().numpy() for sequence in sequences]
+        for sequence in sequences:
+            tick()
+            logits.append(model(input_ids=torch.tensor([sequence])).logits.float().numpy())
     return Readings(0.0, np.stack(logits))

@@ -1,6 +1,6 @@
 """Weights of a GGUF file, against those that the model and its adapter have together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ from modelkit.merging import MergePlan
 ROWS = 64  # of each tensor, in four places
 
 
-def worst_weights(base: Path, adapter: Path | None, file: Path) -> tuple[str, float]:
+def worst_weights(
+    base: Path, adapter: Path | None, file: Path, tick: Callable[[], None] = lambda: None
+) -> tuple[str, float]:
     """The tensor that is furthest off, and its share of what is allowed for its type; infinite for one that is missing.
 
-    Raises GgufUnreadable for a damaged file, InvalidModel, InvalidAdapter, GgufNotPossible or OSError.
+    tick is called for each tensor and may raise to end it. Raises GgufUnreadable for a damaged file, InvalidModel,
+    InvalidAdapter, GgufNotPossible or OSError.
     """
     opened = Adapter(adapter) if adapter else None
     try:
         with MergePlan(base, opened) as plan:
             expected = planned_tensors(plan, outline_of(base, plan))
             stored = _read(file)
-            return max(_shares(expected, stored), key=lambda found: found[1])
+            return max(_shares(expected, stored, tick), key=lambda found: found[1])
     finally:
         if opened:
             opened.close()
@@ -41,10 +44,13 @@ def _read(file: Path) -> dict[str, ReaderTensor]:
         raise GgufUnreadable(Problem("", f"{file.name} is damaged: {error}")) from error
 
 
-def _shares(expected: list[PlannedTensor], stored: dict[str, ReaderTensor]) -> Iterator[tuple[str, float]]:
+def _shares(
+    expected: list[PlannedTensor], stored: dict[str, ReaderTensor], tick: Callable[[], None]
+) -> Iterator[tuple[str, float]]:
     for name in stored.keys() ^ {tensor.name for tensor in expected}:
         yield name, float("inf")
     for tensor in expected:
+        tick()
         found = stored.get(tensor.name)
         if found is None:
             continue
