@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eval_service import suites
+from eval_service.recipes.progress import Stopping
 from modelkit import scratch
 from modelkit.attention import use_segments
 from modelkit.loading import load_config, load_model, load_tokenizer
@@ -18,6 +19,10 @@ pytestmark = [
     pytest.mark.skipif(not suites.is_installed(), reason="lm-evaluation-harness is not installed"),
     pytest.mark.filterwarnings("ignore"),  # of the harness and what it brings along
 ]
+
+
+def stopping() -> None:
+    raise Stopping
 
 
 def test_a_task_is_run_on_the_model_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +47,11 @@ def test_a_task_is_run_on_the_model_as_it_is(tmp_path: Path, monkeypatch: pytest
     config: Any = load_config(folder)
     model: Any = load_model(folder, dtype=torch.float32, config=config).eval()
     use_segments(model)
-    found = suites.run([task], model, load_tokenizer(folder, config))
+    passes: list[int] = []
+    found = suites.run([task], model, load_tokenizer(folder, config), lambda: passes.append(1))
     assert set(found) == {"sums/acc"}
     assert 0 <= found["sums/acc"] <= 1
+    assert passes
+    with pytest.raises(Stopping):
+        suites.run([task], model, load_tokenizer(folder, config), stopping)
+    model(torch.ones(1, 1, dtype=torch.long))  # nobody asks any more

@@ -5,7 +5,7 @@ sample (a paired permutation test, also called approximate randomization, Noreen
 samples there are; several comparisons share one error rate by Holm's method (Holm, 1979).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,13 +55,15 @@ class Recommendation:
     words: Wording = field(default_factory=lambda: Wording("", ""))
 
 
-def recommend(cards: Sequence[Card], shares: Mapping[str, float], *, seed: int = 0) -> Recommendation:
-    """What to take of cards over the same samples, by their totals."""
+def recommend(
+    cards: Sequence[Card], shares: Mapping[str, float], *, seed: int = 0, between: Callable[[], None] = lambda: None
+) -> Recommendation:
+    """What to take of cards over the same samples, by their totals; between is called all along."""
     trained = [card for card in cards if not card.base_model]
     base = next((card for card in cards if card.base_model), None)
     if not trained or not shares:
         return Recommendation(0, distinguishable=False, words=words_of("nothing"))
-    to_base = _compare([(card, base) for card in trained], shares, seed, one_sided=True) if base else []
+    to_base = _compare([(card, base) for card in trained], shares, seed, between, one_sided=True) if base else []
     worse = [item.step for item in to_base if item.significant and item.difference < 0]
     eligible = [card for card in trained if card.step not in worse]
     if not eligible:
@@ -73,7 +75,7 @@ def recommend(cards: Sequence[Card], shares: Mapping[str, float], *, seed: int =
             words=words_of("all_worse", worse=worse),
         )
     best = max(eligible, key=lambda card: (float(total(card, card.sums(), shares)), -card.step))
-    to_others = _compare([(best, card) for card in eligible if card is not best], shares, seed)
+    to_others = _compare([(best, card) for card in eligible if card is not best], shares, seed, between)
     equivalent = sorted(item.against for item in to_others if not item.significant)
     step = min([best.step, *equivalent])
     over_base = next((item.significant for item in to_base if item.step == step and item.difference > 0), False)
@@ -95,10 +97,15 @@ def recommend(cards: Sequence[Card], shares: Mapping[str, float], *, seed: int =
 
 
 def _compare(
-    pairs: Sequence[tuple[Card, Card]], shares: Mapping[str, float], seed: int, *, one_sided: bool = False
+    pairs: Sequence[tuple[Card, Card]],
+    shares: Mapping[str, float],
+    seed: int,
+    between: Callable[[], None],
+    *,
+    one_sided: bool = False,
 ) -> list[Comparison]:
     """Each first card with its second. one_sided asks only whether the difference goes the way it goes."""
-    found = [_difference(first, second, shares, seed, one_sided=one_sided) for first, second in pairs]
+    found = [_difference(first, second, shares, seed, between, one_sided=one_sided) for first, second in pairs]
     adjusted = holm([item[3] for item in found])
     return [
         Comparison(first.step, second.step, difference, low, high, chance, raised)
@@ -117,19 +124,20 @@ def holm(chances: Sequence[float]) -> list[float]:
 
 
 def _difference(
-    first: Card, second: Card, shares: Mapping[str, float], seed: int, *, one_sided: bool
+    first: Card, second: Card, shares: Mapping[str, float], seed: int, between: Callable[[], None], *, one_sided: bool
 ) -> tuple[float, float, float, float]:
     """Difference of totals, its interval (paired bootstrap), and its chance (paired permutation)."""
     seen = float(total(first, first.sums(), shares) - total(second, second.sums(), shares))
     drawn = []
     for choice in resamples(next(iter(first.measurements.values())), seed):
+        between()
         totals = [
             total(card, {name: choice @ card.measurements[name].parts for name in shares}, shares)
             for card in (first, second)
         ]
         drawn.append(totals[0] - totals[1])
     low, high = np.quantile(np.concatenate(drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    exchanged = _exchanged(first, second, shares, seed)
+    exchanged = _exchanged(first, second, shares, seed, between)
     sizes = exchanged * np.sign(seen) if one_sided else np.abs(exchanged)
     extreme = sizes >= abs(seen) - ROUNDING
     if first.samples <= EXACT_SAMPLES:
@@ -139,11 +147,14 @@ def _difference(
     return seen, float(low), float(high), chance
 
 
-def _exchanged(first: Card, second: Card, shares: Mapping[str, float], seed: int) -> Floats:
+def _exchanged(
+    first: Card, second: Card, shares: Mapping[str, float], seed: int, between: Callable[[], None]
+) -> Floats:
     """Differences of totals where the two have exchanged their results of some samples."""
     samples = first.samples
     found = []
     for swap in swaps(samples, seed):
+        between()
         sums: list[dict[str, Floats]] = [{}, {}]
         for name in shares:
             one, other = first.measurements[name].parts, second.measurements[name].parts

@@ -6,7 +6,7 @@ It runs only when it is installed and the data of the tasks is on this machine; 
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -38,13 +38,20 @@ def problems(names: Sequence[str]) -> Iterator[str]:
             yield f"the data of task {name!r} is not on this machine, and nothing is downloaded: {missing}"
 
 
-def run(names: Sequence[str], model: Any, tokenizer: Any) -> dict[str, float]:
-    """The results of tasks by "<task>/<metric>" for a model in memory. Raises what the harness raises."""
+def run(names: Sequence[str], model: Any, tokenizer: Any, between: Callable[[], None]) -> dict[str, float]:
+    """The results of tasks by "<task>/<metric>" for a model in memory.
+
+    between is called before each forward pass. Raises what it and the harness raise.
+    """
     if model.config._attn_implementation == "segmented":
         model.set_attn_implementation("sdpa")
     harness: Any = import_module("lm_eval")
     wrapped = import_module("lm_eval.models.huggingface").HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
-    answer = harness.simple_evaluate(model=wrapped, tasks=list(names), log_samples=False, bootstrap_iters=0)
+    hook = model.register_forward_pre_hook(lambda *_: between())
+    try:
+        answer = harness.simple_evaluate(model=wrapped, tasks=list(names), log_samples=False, bootstrap_iters=0)
+    finally:
+        hook.remove()
     return dict(_numbers(answer["results"]))
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import threading
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,46 @@ def test_a_stop_is_heeded_between_batches_and_leaves_nothing(bench: Bench, check
         stop.requested |= event["type"] == "metrics"
 
     job = bench.job(candidates=checkpoints)
+    events = bench.run(job, watch, stop)
+    assert events.events[-1]["type"] == "stopped"
+    assert not job.output_dir.exists()
+
+
+@pytest.mark.parametrize("step", ["suites.run", "recipes.evaluation.recommend", "recipes.evaluation.write_report"])
+def test_a_long_silent_step_gives_signs_of_life(
+    bench: Bench, checkpoints: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The step lasts until some have come; the answers of suites are left empty."""
+    monkeypatch.setattr("workerkit.child.heartbeat.BEAT_SECONDS", 0.001)
+    module, name = f"eval_service.{step}".rsplit(".", 1)
+    plain = getattr(import_module(module), name)
+    alive = threading.Event()
+
+    def watch(event: dict[str, Any]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            alive.set()
+
+    def slow(*given: Any, **named: Any) -> Any:
+        alive.clear()
+        assert alive.wait(timeout=30)
+        return {} if name == "run" else plain(*given, **named)
+
+    monkeypatch.setattr(f"{module}.{name}", slow)
+    job = bench.job(candidates=checkpoints, scores=["token_f1"], suites=["sums"] if name == "run" else [])
+    events = bench.run(job, watch)
+    steps = [event["step"] for event in events.of("progress")]
+    assert steps == sorted(steps)
+    assert events.events[-1]["type"] == "done"
+
+
+@pytest.mark.parametrize("phase", ["comparing answers", "writing the report"])
+def test_a_stop_is_heeded_to_the_end(bench: Bench, checkpoints: list[dict[str, Any]], phase: str) -> None:
+    stop = StopRequest()
+
+    def watch(event: dict[str, Any]) -> None:
+        stop.requested |= event["type"] == "phase" and event["phase"] == phase
+
+    job = bench.job(candidates=checkpoints, scores=["semantic_similarity"])
     events = bench.run(job, watch, stop)
     assert events.events[-1]["type"] == "stopped"
     assert not job.output_dir.exists()

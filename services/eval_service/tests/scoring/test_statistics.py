@@ -140,6 +140,14 @@ def test_no_difference_is_found_where_there_is_none() -> None:
     assert sum(verdict(seed).distinguishable for seed in range(200)) <= 20
 
 
+def test_a_comparison_can_be_ended() -> None:
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        recommend([card(10, noisy(0.5, 1)), card(20, noisy(0.6, 2))], {"coverage": 1.0}, between=stop)
+
+
 def test_nothing_to_compare_by() -> None:
     assert recommend([card(1, [0.5])], {}).step == 0
     assert recommend([], SHARES).step == 0

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from eval_service import scores
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded, load
+from eval_service.recipes.progress import Progress, Stopping
 from eval_service.recipes.samples import Reader, Samples
 from eval_service.recipes.scorer import Found, Scorer
 from eval_service.recipes.variants import Switch
-from eval_service.recommendation import recommend
+from eval_service.recommendation import Recommendation, recommend
 from eval_service.report.content import Scored, content_of
 from eval_service.report.files import write_report
 from eval_service.scoring.answers import measure_answers, needs_embedder
@@ -21,10 +22,6 @@ from modelkit.loading import quieten
 from workerkit.child.errors import OutputExists
 from workerkit.child.events import WARNING, EventWriter
 from workerkit.child.stopping import StopRequest
-
-
-class Stopping(Exception):
-    """The worker asked for an end."""
 
 
 def evaluate(job: Job, events: EventWriter, stop: StopRequest) -> None:
@@ -43,9 +40,9 @@ class Evaluation:
     """One evaluation, from loading the model to the report."""
 
     def __init__(self, job: Job, events: EventWriter, stop: StopRequest) -> None:
-        self._job, self._events, self._stop = job, events, stop
+        self._job, self._events = job, events
         self._total = len(job.candidates) + job.include_base_model
-        self._done = self._samples = 0
+        self._progress = Progress(events, stop, self._total)
 
     def run(self) -> None:
         """Raises Stopping when that is asked for."""
@@ -67,16 +64,18 @@ class Evaluation:
         embedder = self._embedder(loaded) if needs_embedder(names) and samples.questions else None
         del loaded
         events.phase("comparing answers")
-        scored = [self._measure(item, samples, names, labels, embedder) for item in found]
-        self._report(scored, samples, labels, embedder)
+        with self._progress.silent_step():
+            scored = [self._measure(item, samples, names, labels, embedder) for item in found]
+            advice = self._report(scored, samples, labels, embedder)
+        events.log(advice.words.en)
+        events.done(path=job.output_dir, step=advice.step)
 
     def _score_all(self, loaded: Loaded, samples: Samples, encoder: RowEncoder, names: Sequence[str]) -> list[Found]:
         """What each checkpoint makes of the samples; the model is the base model again at the end."""
         job, found = self._job, []
-        self._samples = len(samples)
-        self._events.started(step=0, total_steps=self._total * len(samples))
+        self._progress.start(len(samples))
         switch = Switch(loaded.model, job.model_dir)
-        scorer = Scorer(job, loaded, samples, encoder, names, self._tell)
+        scorer = Scorer(job, loaded, samples, encoder, names, self._progress)
         if job.include_base_model:
             self._events.phase("scoring the base model")
             found.append(self._scored(scorer.score(0, base_model=True)))
@@ -91,27 +90,26 @@ class Evaluation:
         """Tells what is known of a checkpoint before its answers are compared."""
         if found.losses is not None:
             self._events.metrics(found.step, {"perplexity": _perplexity(found).value})
-        self._done += 1
-        self._tell(0.0, always=True)
+        self._progress.next()
         return found
 
     def _embedder(self, loaded: Loaded) -> Embedder:
         """The model that embeds sentences; that of the base model only where no other is there."""
         directory = self._job.embedding_dir or installed_directory()
         if directory is not None:
-            return SentenceModel(directory, loaded.device)
+            return SentenceModel(directory, loaded.device, between=self._progress.heed)
         self._events.log(
             "no sentence-embedding model is installed: similarity and coherence come from the base model's hidden "
             "states, which tell meanings apart less well; name an embedding_model",
             WARNING,
         )
-        return HiddenStates(loaded.model, loaded.tokenizer, loaded.device)
+        return HiddenStates(loaded.model, loaded.tokenizer, loaded.device, self._progress.heed)
 
     def _measure(
         self, found: Found, samples: Samples, names: Sequence[str], labels: Sequence[str], embedder: Embedder | None
     ) -> Scored:
         """The scores of a checkpoint, told as metrics of its step."""
-        self._tell(0.0)
+        self._progress.heed()
         measured: dict[str, Measurement] = {}
         if found.losses is not None:
             measured["perplexity"] = _perplexity(found)
@@ -125,27 +123,21 @@ class Evaluation:
 
     def _report(
         self, scored: Sequence[Scored], samples: Samples, labels: Sequence[str], embedder: Embedder | None
-    ) -> None:
+    ) -> Recommendation:
+        """Writes the report with its recommendation."""
         job = self._job
         shares = scores.shares(scored[0].card.measurements, job.weights) if scored else {}
-        advice = recommend([item.card for item in scored], shares, seed=job.choice.seed)
+        cards = [item.card for item in scored]
+        advice = recommend(cards, shares, seed=job.choice.seed, between=self._progress.heed)
         name = embedder.name if embedder else ""
         content = content_of(job, scored, samples, shares=shares, advice=advice, labels=labels, embedder=name)
         for item in content["checkpoints"]:
             if item["total"] is not None:
                 self._events.metrics(item["step"], {"total": item["total"]})
         self._events.phase("writing the report")
+        self._progress.heed()
         write_report(job.output_dir, content)
-        self._events.log(advice.words.en)
-        self._events.done(path=job.output_dir, step=advice.step)
-
-    def _tell(self, share: float, *, always: bool = False) -> None:
-        """Tells how far this is: a share of the checkpoint that is being scored. Raises Stopping."""
-        if self._stop.requested:
-            raise Stopping
-        done = self._done + share
-        samples = self._samples
-        self._events.progress(step=int(done * samples), total_steps=self._total * samples, epoch=done, always=always)
+        return advice
 
 
 def _fits(name: str, samples: Samples) -> bool:

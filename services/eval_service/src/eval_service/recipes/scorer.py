@@ -9,14 +9,12 @@ from eval_service.generation.engine.prompts import Prompts, end_tokens
 from eval_service.generation.engine.sampling import Sampling
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded
+from eval_service.recipes.progress import Progress
 from eval_service.recipes.samples import Samples
 from eval_service.scoring.generation import Writing, write_answers
 from eval_service.scoring.perplexity import Forwarding, Losses
 from modelkit.chat import ChatEncoder
 from modelkit.encoded import RowEncoder
-
-# Told the share of a checkpoint's work that is done; raises when the worker wants an end.
-Tell = Callable[[float], None]
 
 
 @dataclass(slots=True)
@@ -35,13 +33,13 @@ class Scorer:
     """Finds what the named scores are computed from. The samples are cut into batches once for all checkpoints."""
 
     def __init__(
-        self, job: Job, loaded: Loaded, samples: Samples, encoder: RowEncoder, names: Sequence[str], tell: Tell
+        self, job: Job, loaded: Loaded, samples: Samples, encoder: RowEncoder, names: Sequence[str], progress: Progress
     ) -> None:
-        self._job, self._loaded, self._samples, self._tell = job, loaded, samples, tell
+        self._job, self._loaded, self._samples, self._progress = job, loaded, samples, progress
         self._needs = {scores.BY_NAME[name].needs for name in names}
         self._wants_losses = "perplexity" in names
         self._forwarding = Forwarding(
-            samples.sequences, samples.belongs, loaded.model, pad_id=loaded.pad_id, between=lambda: tell(0.0)
+            samples.sequences, samples.belongs, loaded.model, pad_id=loaded.pad_id, between=lambda: progress.tell(0.0)
         )
         self._writing = self._written_so(encoder) if isinstance(encoder, ChatEncoder) else None
 
@@ -56,8 +54,9 @@ class Scorer:
         if scores.ANSWERS in self._needs and self._writing is not None:
             found.answers = self._answers(self._writing)
         if self._job.suites:
-            self._tell(1.0)
-            found.suites = suites.run(self._job.suites, model, self._loaded.tokenizer)
+            self._progress.tell(1.0)
+            with self._progress.silent_step():
+                found.suites = suites.run(self._job.suites, model, self._loaded.tokenizer, self._progress.heed)
         return found
 
     def _answers(self, writing: Writing) -> list[str]:
@@ -85,7 +84,7 @@ class Scorer:
 
         def between() -> None:
             nonlocal written
-            self._tell(min(1.0, written / most))
+            self._progress.tell(min(1.0, written / most))
             written += 1
 
         return between

@@ -46,19 +46,26 @@ def installed_directory() -> Path | None:
 
 
 class SentenceModel:
-    """A sentence-embedding model from a directory. Raises InvalidModel."""
+    """A sentence-embedding model from a directory; between is called before each batch. Raises InvalidModel."""
 
-    def __init__(self, directory: Path, device: torch.device, *, field: str = "embedding_model") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        device: torch.device,
+        *,
+        field: str = "embedding_model",
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = directory.parent.name if directory.name == "model" else directory.name
         self._pooling = read_pooling(directory, field=field)
         self._tokenizer = _tokenizer(directory, self._pooling)
         self._model = _encoder(directory, field).to(device)
-        self._device = device
+        self._device, self._between = device, between
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """See Embedder."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        return _in_batches(ids, self._hidden, self._device, self._pooling)
+        return _in_batches(ids, self._hidden, self._device, self._pooling, self._between)
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -68,18 +75,24 @@ class SentenceModel:
 class HiddenStates:
     """A language model's last hidden states, averaged over the tokens of a text: worse than a model made for it."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = "base model's hidden states"
         self._base = base_of(model).base_model
         backend: Any = tokenizer
         self._tokenizer = backend.backend_tokenizer
-        self._device = device
+        self._device, self._between = device, between
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """See Embedder."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ids = [encoding.ids[:BASE_TOKENS] for encoding in encodings]
-        return _in_batches(ids, self._hidden, self._device, Pooling())
+        return _in_batches(ids, self._hidden, self._device, Pooling(), self._between)
 
     def _hidden(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self._base(input_ids=ids, use_cache=False).last_hidden_state
@@ -91,12 +104,14 @@ def _in_batches(
     hidden_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     device: torch.device,
     pooling: Pooling,
+    between: Callable[[], None],
 ) -> Vectors:
     """Embeds the longest first, so many at once as have few tokens together; padded on the right."""
     order = sorted((place for place, row in enumerate(ids) if row), key=lambda place: -len(ids[place]))
     found: dict[int, NDArray[np.float32]] = {}
     width = 1
     while order:
+        between()
         count = max(1, BATCH_TOKENS // len(ids[order[0]]))
         places, order = order[:count], order[count:]
         tokens = torch.zeros(len(places), len(ids[places[0]]), dtype=torch.long)
