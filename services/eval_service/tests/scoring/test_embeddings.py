@@ -71,10 +71,12 @@ def test_a_language_model_can_stand_in(tmp_path: Path) -> None:
     corpus = [Path(json.__file__).read_text()]
     folder = scratch.build(tmp_path / "m", hidden_size=32, layers=2, vocab_size=320, corpus=corpus).directory
     model: Any = load_model(folder, dtype=torch.float32)
-    embedder = HiddenStates(model, load_tokenizer(folder, load_config(folder)), CPU)
+    batches: list[int] = []
+    embedder = HiddenStates(model, load_tokenizer(folder, load_config(folder)), CPU, lambda: batches.append(1))
     one, two, same = embedder.embed(["def loads", "json encoder and decoder", "def loads"])
     np.testing.assert_allclose(one, same, atol=1e-5)
     assert float(one @ two) < 0.999
+    assert batches
 
 
 @pytest.mark.skipif(installed_directory() is None, reason="no sentence-embedding model is installed")
