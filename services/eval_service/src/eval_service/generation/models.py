@@ -13,6 +13,7 @@ from typing import Any
 
 from eval_service.generation.process import Launcher, ModelProcess
 from eval_service.generation.progress import Progress
+from eval_service.generation.sizes import in_words
 from servicekit.errors import ResourceExhausted
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,16 @@ class Limits:
     at_once: int
     queue: int
     context: int
+
+
+def require_memory(name: str, needed: int, limits: Limits) -> None:
+    """Raises ResourceExhausted when a model of a name needs more bytes than there may be taken in all."""
+    if needed > limits.memory:
+        raise ResourceExhausted(
+            f"{name} needs about {in_words(needed)} of memory and all models together may take "
+            f"{in_words(limits.memory)}; raise TUNESMITH_GENERATION_MEMORY_BYTES, or use a smaller or quantized model",
+            reason="MODEL_TOO_LARGE",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,7 @@ class LoadedModels:
             while not entry.loading.done():
                 progress.follow(entry.progress)
                 await asyncio.wait((entry.loading,), timeout=NEWS_SECONDS)
+                progress.follow(entry.progress)  # the last phase may have been short
             yield await asyncio.shield(entry.loading)
         finally:
             entry.users -= 1
@@ -164,17 +176,12 @@ class LoadedModels:
         Raises ResourceExhausted, and ends nothing, when it does not fit.
         """
         limit = self._limits.memory
-        if base.needed > limit:
-            raise ResourceExhausted(
-                f"{base.name} needs about {_size(base.needed)} of memory and all models together may take "
-                f"{_size(limit)}; raise TUNESMITH_GENERATION_MEMORY_BYTES, or use a smaller or quantized model",
-                reason="MODEL_TOO_LARGE",
-            )
+        require_memory(base.name, base.needed, self._limits)
         busy = sum(entry.memory for entry in self._entries.values() if entry.users)
         if base.needed + busy > limit:
             raise ResourceExhausted(
-                f"{base.name} needs about {_size(base.needed)} of memory; models that are answering take "
-                f"{_size(busy)} of {_size(limit)}. Try again when they have finished",
+                f"{base.name} needs about {in_words(base.needed)} of memory; models that are answering take "
+                f"{in_words(busy)} of {in_words(limit)}. Try again when they have finished",
                 reason="MEMORY_BUSY",
             )
         self._trim(base.needed)
@@ -213,7 +220,7 @@ class LoadedModels:
         if task.cancelled() or task.exception():
             self._forget(entry)
             return
-        logger.info("loaded %s, %s", entry.base.name, _size(task.result().memory))
+        logger.info("loaded %s, %s", entry.base.name, in_words(task.result().memory))
         task.result().gone.add_done_callback(lambda _: self._forget(entry))
 
     def _forget(self, entry: _Entry) -> None:
@@ -245,7 +252,3 @@ def _resident(pid: int) -> int:
         pages = Path(f"/proc/{pid}/statm").read_text().split()
         return int(pages[1]) * 4096
     return 0
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

@@ -1,6 +1,5 @@
 """From what a request means to what a process loads: files fetched, the base model found and checked."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from pathlib import Path
 from eval_service.generation.contents import Content, Form, content_of
 from eval_service.generation.files import StoredFiles, content_key
 from eval_service.generation.gguf_metadata import read_metadata
-from eval_service.generation.memory import needed_by, needed_by_gguf
-from eval_service.generation.models import Base, Limits
+from eval_service.generation.memory import PROCESS_BYTES, needed_by, needed_by_gguf
+from eval_service.generation.models import Base, Limits, require_memory
 from eval_service.generation.progress import Progress
 from eval_service.generation.sources import Choice, Stored
+from eval_service.generation.threads import Threads
 from modelkit.base_models import BaseModels, ResolvedModel, describe
 from modelkit.checkpoints import FileEntry
 from modelkit.errors import ModelkitError
@@ -21,6 +21,8 @@ from modelkit.inspection import inspect
 from servicekit.errors import FailedPrecondition
 
 TRANSFORMERS, GGUF = "transformers", "gguf"
+WEIGHTS = (".safetensors", ".gguf")
+CHECKS_AT_ONCE, CONVERSIONS_AT_ONCE = 4, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,15 @@ class Preparation:
         self._files = files
         self._base_models = base_models
         self._limits = limits
+        self._checks = Threads(CHECKS_AT_ONCE)
+        self._conversions = Threads(CONVERSIONS_AT_ONCE)
 
     @contextlib.asynccontextmanager
     async def ready(self, choice: Choice, progress: Progress) -> AsyncIterator[Prepared]:
         """What to load for a choice; its files stay as long as the context.
 
-        Raises FailedPrecondition when something of it is missing, damaged or has changed, and what the store raises.
+        Raises FailedPrecondition when something of it is missing, damaged or has changed, ResourceExhausted when it is
+        too large or too much is prepared already, and what the store raises.
         """
         async with contextlib.AsyncExitStack() as held:
             with _explained():
@@ -62,13 +67,16 @@ class Preparation:
             return Prepared(await self._whole(folder / content.path, content_key(files)))
         base, directory = await self._base(choice, progress, held)
         progress.enter("checking base model")
-        await asyncio.to_thread(require_same_base, folder, directory, name=choice.base_model)
+        await self._checks.run(require_same_base, folder, directory, name=choice.base_model)
         return Prepared(base, content_key(files), folder)
 
     async def _content(self, stored: Stored, artifact: str = "") -> tuple[Content, list[FileEntry]]:
         manifest = await self._files.manifest(stored)
         content = content_of([file.path for file in manifest.files], artifact)
-        return content, [file for file in manifest.files if file.path in content.files]
+        files = [file for file in manifest.files if file.path in content.files]
+        weights = sum(file.size for file in files if file.path.endswith(WEIGHTS))
+        require_memory("the stored model", weights + PROCESS_BYTES, self._limits)  # before anything is fetched
+        return content, files
 
     async def _base(self, choice: Choice, progress: Progress, held: contextlib.AsyncExitStack) -> tuple[Base, Path]:
         """The base model of a fine-tuning task and its directory."""
@@ -83,19 +91,17 @@ class Preparation:
             folder = await held.enter_async_context(self._files.held(choice.base_stored, files, progress))
             return await self._whole(folder / content.path, content_key(files)), folder / content.path
         progress.enter("finding base model")
-        model = await asyncio.to_thread(
-            self._base_models.resolve, choice.base_model, own_tokenizer=choice.own_tokenizer
-        )
+        model = await self._checks.run(self._base_models.resolve, choice.base_model, own_tokenizer=choice.own_tokenizer)
         if model.needs_conversion:
             progress.enter("converting base model")
-        directory = await asyncio.to_thread(self._base_models.ready, model)
+        directory = await self._conversions.run(self._base_models.ready, model)
         if self._base_models.conversions is not None:
             held.enter_context(self._base_models.conversions.holding(directory))
         return self._loadable(model, directory, f"{directory}:{model.sha256}", choice.base_model), directory
 
     async def _whole(self, directory: Path, key: str) -> Base:
         """A model that was stored whole."""
-        found = await asyncio.to_thread(inspect, directory)
+        found = await self._checks.run(inspect, directory)
         model = describe(directory.name, directory, found, field="model")
         return self._loadable(model, directory, key, f"the {model.family} model of the task")
 
@@ -113,7 +119,7 @@ class Preparation:
     async def _gguf(self, content: Content, files: list[FileEntry], folder: Path) -> Base:
         path = folder / content.path
         job = {"kind": GGUF, "path": str(path), "context": self._limits.context}
-        metadata = await asyncio.to_thread(read_metadata, path)
+        metadata = await self._checks.run(read_metadata, path)
         needed = needed_by_gguf(sum(file.size for file in files), metadata, self._limits.context)
         return Base(content_key(files), path.name, job, needed)
 

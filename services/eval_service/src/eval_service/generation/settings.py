@@ -22,7 +22,9 @@ class GenerationSettings(ServiceSettings):
         8192, ge=64, description="Longest conversation with its answer, in tokens; a model's own limit may be lower."
     )
     generation_cache_bytes: int = Field(
-        20 << 30, ge=0, description="Size of the cache of checkpoints fetched to answer, in bytes."
+        20 << 30,
+        gt=0,
+        description="Size of the cache of checkpoints fetched to answer, in bytes; a larger checkpoint is refused.",
     )
 
     def generation_limits(self) -> Limits:

@@ -37,7 +37,8 @@ async def running_generation(
     Its models are ended with the context.
     """
     limits = settings.generation_limits()
-    files = StoredFiles(store, DataCache(work_dir / CACHE, settings.generation_cache_bytes))
+    cache = DataCache(work_dir / CACHE, settings.generation_cache_bytes)
+    files = StoredFiles(store, cache, most_waiters=limits.at_once + limits.queue)
     models = LoadedModels(launcher, scratch / PROCESSES, limits)
     try:
         yield Generation(tasks, Preparation(files, base_models, limits), models)
