@@ -97,22 +97,26 @@ class Generation:
             note = self._notes.get(choice)
             if note is not None and self._holds(note.prepared):
                 prepared = note.prepared
-                process = await stack.enter_async_context(self._models.held(prepared.base, progress))
+                held = self._models.held(prepared.base, progress, prepared.variant)
+                process = await stack.enter_async_context(held)
             else:
                 prepared, process = await self._load(choice, progress, stack)
-            self._models.touch(prepared.base, prepared.variant)
             return _Ready(stack.pop_all(), process, prepared)
 
     async def _load(
         self, choice: Choice, progress: Progress, stack: contextlib.AsyncExitStack
     ) -> tuple[Prepared, ModelProcess]:
         self._models.expect()
-        async with self._preparation.ready(choice, progress) as prepared:
-            base, variant = prepared.base, prepared.variant
-            process = await stack.enter_async_context(self._models.held(base, progress))
+        files = contextlib.AsyncExitStack()
+        prepared = await files.enter_async_context(self._preparation.ready(choice, progress))
+        base, variant = prepared.base, prepared.variant
+        try:
+            process = await stack.enter_async_context(self._models.held(base, progress, variant))
             if prepared.adapter is not None and not self._models.holds(base.key, variant):
                 progress.enter("loading adapter")
                 await self._models.variant(base, process, variant, prepared.adapter)
+        finally:
+            self._models.release(base, files)  # a process may read on for a caller who has left
         return prepared, process
 
     def _holds(self, prepared: Prepared) -> bool:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,10 +61,16 @@ class _Entry:
     base: Base
     loading: "asyncio.Task[ModelProcess]"
     progress: Progress
-    users: int = 0
+    answering: "Counter[str]" = field(default_factory=Counter)  # users by variant
+    adding: "dict[str, asyncio.Task[None]]" = field(default_factory=dict)
     used: float = field(default_factory=time.time)
     expiry: asyncio.TimerHandle | None = None
     adapters: "OrderedDict[str, None]" = field(default_factory=OrderedDict)
+
+    @property
+    def users(self) -> int:
+        """Answers that are written or waited for."""
+        return self.answering.total()
 
     @property
     def process(self) -> ModelProcess | None:
@@ -87,12 +93,14 @@ class LoadedModels:
         self._limits = limits
         self._entries: dict[str, _Entry] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Ends every process."""
         for entry in list(self._entries.values()):
             self._end(entry)
         await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*self._releasing, return_exceptions=True)
 
     def expect(self) -> None:
         """A model may be loaded soon."""
@@ -119,14 +127,14 @@ class LoadedModels:
             )
 
     @contextlib.asynccontextmanager
-    async def held(self, base: Base, progress: Progress) -> AsyncIterator[ModelProcess]:
-        """The process of a model, which is not ended as long as the context lasts.
+    async def held(self, base: Base, progress: Progress, variant: str = "") -> AsyncIterator[ModelProcess]:
+        """The process of a model, which is not ended and keeps the variant as long as the context lasts.
 
         Raises ResourceExhausted when there is no room for it or too many wait, and what loading it raises.
         """
         self.admit(base.key)
         entry = self._entries.get(base.key) or self._load(base)
-        entry.users += 1
+        entry.answering[variant] += 1
         if entry.expiry is not None:
             entry.expiry.cancel()
         try:
@@ -136,31 +144,39 @@ class LoadedModels:
                 progress.follow(entry.progress)  # the last phase may have been short
             yield await asyncio.shield(entry.loading)
         finally:
-            entry.users -= 1
+            entry.answering[variant] -= 1
+            entry.answering += Counter()  # forgets variants that nobody uses
             entry.used = time.time()
+            if variant in entry.adapters:
+                entry.adapters.move_to_end(variant)
+            _drop_adapters(entry)
             self._trim()
             if not entry.users:
                 loop = asyncio.get_running_loop()
                 entry.expiry = loop.call_later(self._limits.idle_seconds, self._end, entry)
 
     async def variant(self, base: Base, process: ModelProcess, name: str, directory: Path) -> None:
-        """Brings an adapter into the memory of a model that is held; the oldest ones leave.
+        """Brings an adapter into the memory of a model that is held; the oldest ones that nobody uses leave.
 
-        Raises FailedPrecondition when it does not fit the model.
+        It is brought in whether or not the caller waits for that. Raises FailedPrecondition when it does not fit.
         """
-        await process.add(name, directory)
-        if (entry := self._entries.get(base.key)) is None or entry.process is not process:
+        entry = self._entries.get(base.key)
+        if entry is None or entry.process is not process:
+            await process.add(name, directory)  # the process has ended, which this tells
             return
-        adapters = entry.adapters
-        adapters[name] = None
-        adapters.move_to_end(name)
-        while len(adapters) > MOST_ADAPTERS:
-            process.remove(adapters.popitem(last=False)[0])
+        adding = entry.adding.get(name)
+        if adding is None:
+            adding = entry.adding[name] = asyncio.create_task(_add(entry, process, name, directory))
+            adding.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(adding)
 
-    def touch(self, base: Base, variant: str) -> None:
-        """Notes that an adapter is used."""
-        if (entry := self._entries.get(base.key)) is not None and variant in entry.adapters:
-            entry.adapters.move_to_end(variant)
+    def release(self, base: Base, files: contextlib.AsyncExitStack) -> None:
+        """Closes what holds a model's files when its process reads none of them any more."""
+        entry = self._entries.get(base.key)
+        reading = [entry.loading, *entry.adding.values()] if entry else []
+        releasing = asyncio.create_task(_released(reading, files))
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
 
     def _load(self, base: Base) -> _Entry:
         ended = self._make_room(base)
@@ -234,6 +250,31 @@ class LoadedModels:
         ending = asyncio.create_task(_ended(entry))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
+
+
+async def _add(entry: _Entry, process: ModelProcess, name: str, directory: Path) -> None:
+    """Brings an adapter into memory and registers it, so that it leaves some day whoever waits for it."""
+    try:
+        await process.add(name, directory)
+        entry.adapters[name] = None
+        _drop_adapters(entry)
+    finally:
+        del entry.adding[name]
+
+
+def _drop_adapters(entry: _Entry) -> None:
+    """Drops the adapters beyond so many, the least recently used first, and none that an answer needs."""
+    idle = [name for name in entry.adapters if not entry.answering[name]]
+    for name in idle[: max(0, len(entry.adapters) - MOST_ADAPTERS)]:
+        del entry.adapters[name]
+        if entry.process is not None:
+            entry.process.remove(name)
+
+
+async def _released(reading: "list[asyncio.Task[Any]]", files: contextlib.AsyncExitStack) -> None:
+    if reading:
+        await asyncio.wait(reading)
+    await files.aclose()
 
 
 async def _ended(entry: _Entry) -> None:
