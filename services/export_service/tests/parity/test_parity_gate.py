@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from safetensors.numpy import load_file, save_file
 from export_service.gguf import GgufJob, tensors, write, write_adapter
 from export_service.parity import Check, check, reference
 from export_service.parity.checks import FORMS
+from export_service.parity.conversations import differences, writing_in, writing_of
 from export_service.parity.gate import _difference, _others
+from modelkit import scratch
+from modelkit.loading import load_tokenizer
 from modelkit.merging import merge
 from services.export_service.tests.gguf.small_models import small_model
 from services.modelkit.tests.adapted import adapt
 
+ADD_BOS = b"tokenizer.ggml.add_bos_token\7\0\0\0"  # with the type of its value, which follows
 PROMPTS = ["What is two and two?", "用中文说一句话。"]
 
 
@@ -107,6 +112,62 @@ def test_another_tokenizer_is_stopped(tmp_path: Path, export: Export) -> None:
     shutil.copyfile(export.base / "tokenizer_config.json", other / "tokenizer_config.json")
     (file,) = write(GgufJob(export.base, other, tmp_path, "m", ["F16"]))
     assert failed(export.check(file)) == {"template"}
+
+
+def template_check(export: Export, file: Path) -> Check:
+    """What the gate says of a file's template, whose other checks pass."""
+    checks = export.check(file)
+    assert failed(checks) <= {"template"}
+    return next(item for item in checks if item.name == "template")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "told"),
+    [
+        (b"tokenizer.chat_template", b"tokenizer.chat_nothing_", "the chat template is missing"),
+        (b"<|start_header_id|>", b"<|start_header_no|>", "a conversation is written"),
+        (ADD_BOS + b"\0", ADD_BOS + b"\1", "texts get a first token"),
+    ],
+)
+def test_another_template_is_stopped(tmp_path: Path, export: Export, left: bytes, right: bytes, told: str) -> None:
+    (file,) = export.files(tmp_path, "F16")
+    assert template_check(export, file).passed
+    content = file.read_bytes()
+    at = content.index(left, content.index(b"tokenizer.chat_template") if b"header" in left else 0)
+    file.write_bytes(content[:at] + right + content[at + len(left) :])
+    found = template_check(export, file)
+    assert not found.passed
+    assert told in found.text
+
+
+@pytest.mark.parametrize("family", sorted(scratch.FAMILIES))
+def test_every_familys_conversations_are_written_the_same(tmp_path: Path, family: str) -> None:
+    base = small_model(tmp_path / "base", family, hidden_size=32)
+    (file,) = write(GgufJob(base, None, tmp_path, "m", ["F16"]))
+    wanted = writing_of(load_tokenizer(base))
+    assert list(differences(wanted, writing_in(file), PROMPTS)) == []
+    assert all(wanted.texts(PROMPTS)[: len(PROMPTS)])
+
+
+def test_a_template_that_is_altered_where_a_reply_ends_is_stopped(tmp_path: Path, export: Export) -> None:
+    other = shutil.copytree(export.merged, tmp_path / "merged")
+    tokenizer: Any = load_tokenizer(other)
+    tokenizer.chat_template = "{% if messages | length > 1 %}more{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(other)
+    checks = export.check(merged=other)
+    assert failed(checks) == {"template"}
+    assert "a conversation is written 'more<|begin_of_text|>" in next(item.text for item in checks if not item.passed)
+
+
+def test_a_template_that_names_tokens_which_the_tokenizer_has_not(tmp_path: Path, export: Export) -> None:
+    base = shutil.copytree(export.base, tmp_path / "base")
+    tokenizer: Any = load_tokenizer(base)
+    tokenizer.chat_template = "{{ bos_token }}\n{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(base)
+    assert load_tokenizer(base).bos_token is None
+    (file,) = write(GgufJob(base, None, tmp_path, "m", ["F16"]))
+    assert failed(check(base, None, None, [file], PROMPTS)) == set()
 
 
 def test_a_damaged_file_is_stopped(tmp_path: Path, export: Export) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from export_service.gguf.ollama_template import ollama_template
+from export_service.gguf.vocabulary import put_around, template_source
 from modelkit.inspection import read_json
 from modelkit.templates import ChatTemplate
 
@@ -34,16 +35,14 @@ def write_modelfile(
 
 
 def _template_lines(tokenizer: Any) -> list[str]:
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default") or next(iter(source.values()), None)
-    if not source:
+    source = template_source(tokenizer)
+    if source is None:
         return []
     tokens: Mapping[str, str] = {
         name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
     }
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    template = ollama_template(ChatTemplate(str(source), tokens), skip=tokens.get("bos_token", "") if begins else "")
+    begins, _ = put_around(tokenizer)
+    template = ollama_template(ChatTemplate(source, tokens), skip=tokens.get("bos_token", "") if begins else "")
     if template is None:
         return ["# The chat template has no equivalent in Ollama's language; the one in the GGUF file is used."]
     return [f'TEMPLATE """{template}"""']

@@ -18,6 +18,7 @@ MARK = re.compile(r"(\{%[-+]?)\s*(end)?generation\s*([-+]?%\})")
 KEPT_NORMALIZERS = frozenset({"NFC", "NFKC", "Precompiled", "Replace", "Prepend", "Sequence"})
 STRIPPING = "phi-3"  # llama.cpp takes spaces after special tokens away for models of this name
 STRIPPING_NAME = re.compile(r"phi-?3", re.IGNORECASE)
+ABSENT = "{{% set {} = '' %}}{{{{ '' }}}}"  # the expression keeps a line break that follows
 PREFIX = "tokenizer.ggml."
 
 
@@ -92,20 +93,38 @@ class Vocabulary:
         return {f"{name}_token_id": int(number) for name, number in named.items() if number is not None}
 
     def _limits(self) -> dict[str, bool]:
-        """What the tokenizer puts around a text by itself."""
-        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer("a")["input_ids"]
-        begins = len(whole) > len(plain) and whole[0] == self.tokenizer.bos_token_id
-        ends = len(whole) > len(plain) and whole[-1] == self.tokenizer.eos_token_id
+        begins, ends = put_around(self.tokenizer)
         return {"add_bos_token": begins, "add_eos_token": ends}
 
 
-def chat_template(tokenizer: Any) -> str | None:
-    """The chat template without the marks of what the assistant writes, which others than transformers do not know."""
+def put_around(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether a tokenizer puts its first token before a text by itself, and its last one after it."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    more = len(whole) > len(plain)
+    return more and whole[0] == tokenizer.bos_token_id, more and whole[-1] == tokenizer.eos_token_id
+
+
+def template_source(tokenizer: Any) -> str | None:
+    """The chat template; of several the one that conversations are written with."""
     source = tokenizer.chat_template
     if isinstance(source, dict):
         source = source.get("default") or next(iter(source.values()), None)
-    return MARK.sub(lambda mark: f"{mark[1]} {'endif' if mark[2] else 'if true'} {mark[3]}", source) if source else None
+    return str(source) if source else None
+
+
+def chat_template(tokenizer: Any) -> str | None:
+    """The chat template as others than transformers write the same with it.
+
+    They do not know the marks of what the assistant writes, and give a template a first and a last token even where the
+    tokenizer has none.
+    """
+    source = template_source(tokenizer)
+    if source is None:
+        return None
+    source = MARK.sub(lambda mark: f"{mark[1]} {'endif' if mark[2] else 'if true'} {mark[3]}", source)
+    absent = [name for name in ("bos_token", "eos_token") if name in source and getattr(tokenizer, name) is None]
+    return "".join(ABSENT.format(name) for name in absent) + source
 
 
 def _is_byte_level(spec: dict[str, Any]) -> bool:

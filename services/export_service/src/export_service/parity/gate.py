@@ -25,14 +25,12 @@ from export_service.parity.checks import (
     Limits,
     made,
 )
+from export_service.parity.conversations import TOLD_CHARACTERS, Writing, differences, writing_in, writing_of
 from export_service.parity.reference import Readings, Tick
 from export_service.parity.weights import worst_weights
 from modelkit.adapters import Adapter
-from modelkit.datasets import Message
-from modelkit.errors import InvalidTemplate
 from modelkit.loading import load_model
 from modelkit.merging import MergePlan
-from modelkit.templates import ChatTemplate
 
 MAX_PROMPTS, MAX_TOKENS = 8, 256
 ADAPTER = "-lora"  # at the end of the name of a file that holds an adapter alone
@@ -89,8 +87,9 @@ class _Gate:
         if adapter is not None:
             with Adapter(adapter) as opened:
                 self.labels = opened.labels
-        asked = [prompt for prompt in prompts if prompt.strip()][:MAX_PROMPTS] or list(TEXTS)
-        self.texts = [_rendered(self.tokenizer, prompt) for prompt in asked]
+        self.asked = [prompt for prompt in prompts if prompt.strip()][:MAX_PROMPTS] or list(TEXTS)
+        self.writing = writing_of(self.tokenizer)
+        self.written = self.writing.texts(self.asked)
         self.sequences: list[list[int]] = []
         self.wanted: Readings
         with MergePlan(base) as plan:
@@ -102,7 +101,8 @@ class _Gate:
     def prepare(self, tick: Tick) -> None:
         """Asks the trained model."""
         model = reference.adapted_model(self.base, self.adapter, self.dtype)
-        prompts = [self._tokens(text)[:MAX_TOKENS] for text in self.texts]
+        texts = [text or prompt for text, prompt in zip(self.written, self.asked, strict=False)]
+        prompts = [self._tokens(text)[:MAX_TOKENS] for text in texts]
         self.sequences = prompts if self.labels else reference.replies(model, prompts, tick)
         self.wanted = self._read(model, tick)
         del model
@@ -114,24 +114,23 @@ class _Gate:
         got = self._read(model, tick)
         yield from self._compared(directory.name, got, self._limits("F32"))
         tokenizer: Any = tokenizer_of(directory, None)
-        wrong = sum(_numbers(tokenizer, text) != self._tokens(text) for text in [*self.texts, *TEXTS])
-        yield made(directory.name, TEMPLATE, wrong, 0, "texts with other tokens:")
+        tokens = [_numbers(tokenizer, text) for text in self._texts()]
+        yield self._template(directory.name, writing_of(tokenizer), tokens)
 
     def gguf(self, file: Path, tick: Tick) -> Iterator[Check]:
         """Checks of a GGUF file."""
         if file.stem.endswith(ADAPTER):
             yield from self._adapter_file(file, tick)
             return
-        texts = [*self.texts, *TEXTS]
         try:
             name, share = worst_weights(self.base, self.adapter, file, tick)
-            answer = llama.ask(file, self.sequences, texts, tick=tick)
+            writing = writing_in(file)
+            answer = llama.ask(file, self.sequences, self._texts(), tick=tick)
         except llama.GgufUnreadable as error:
             yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
             return
         yield made(file.name, WEIGHTS, share, 1.0, f"weights furthest off ({name}), as a share of what is allowed:")
-        wrong = sum(got != self._tokens(text) for got, text in zip(answer.tokens, texts, strict=True))
-        yield made(file.name, TEMPLATE, wrong, 0, "texts with other tokens:")
+        yield self._template(file.name, writing, answer.tokens)
         yield from self._compared(file.name, answer.readings, self._limits(file.stem.rpartition("-")[2]))
 
     def _adapter_file(self, file: Path, tick: Tick) -> Iterator[Check]:
@@ -145,6 +144,21 @@ class _Gate:
                 yield Check(file.name, LOGITS, BOUNDLESS, 0.0, passed=False, text=str(error))
                 return
         yield from self._compared(file.name, answer.readings, self._limits(kind))
+
+    def _texts(self) -> list[str]:
+        """What tokenizers are compared on: conversations as training wrote them, and TEXTS."""
+        return [*(text for text in self.written if text is not None), *TEXTS]
+
+    def _template(self, artifact: str, writing: Writing, tokens: Sequence[Sequence[int]]) -> Check:
+        """Whether conversations are written as in training and become the same tokens, those of _texts."""
+        found = list(differences(self.writing, writing, self.asked))
+        found += [
+            f"other tokens for {text[:TOLD_CHARACTERS]!r}"
+            for text, got in zip(self._texts(), tokens, strict=True)
+            if list(got) != self._tokens(text)
+        ]
+        first = f" ({found[0]})" if found else ""
+        return made(artifact, TEMPLATE, len(found), 0, f"differences in how texts are written and read{first}:")
 
     def _limits(self, kind: str) -> Limits:
         """Those of a form; rounding to what the base model is stored in is allowed to every one."""
@@ -184,21 +198,6 @@ class _Gate:
                 limits.perplexity,
                 "logarithm of perplexity differs by a share of",
             )
-
-
-def _rendered(tokenizer: Any, prompt: str) -> str:
-    """The prompt as the model is asked it."""
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default") or next(iter(source.values()), None)
-    if not source:
-        return prompt
-    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    try:
-        template = ChatTemplate(str(source), tokens)
-        return template.render([Message(role="user", content=prompt)], add_generation_prompt=True)
-    except InvalidTemplate:
-        return prompt
 
 
 def _numbers(tokenizer: Any, text: str) -> list[int]:
