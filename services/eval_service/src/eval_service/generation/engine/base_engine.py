@@ -212,8 +212,9 @@ def _crop(memory: _Memory, length: int) -> None:
     removed = len(memory.tokens) - length
     if removed:
         memory.cache.crop(-removed)
-        layers: list[Any] = [layer for layer in memory.cache.layers if layer.is_initialized]
-        for layer in layers:  # a part of a tensor would keep all of it in memory
-            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+        layers: list[Any] = memory.cache.layers
+        for layer in layers:
+            if layer.is_initialized:  # a part of a tensor would keep all of it in memory
+                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
     del memory.tokens[length:]
     memory.whole = length
