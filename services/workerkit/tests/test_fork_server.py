@@ -19,11 +19,14 @@ from workerkit.fork_server_process import ForkedChild
 from workerkit.launcher import LaunchError
 
 JOBS = Path(__file__).parent / "jobs"
+SECRETS = {"TUNESMITH_NATS_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"}
 
 
 @pytest.fixture
 async def launcher(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ForkLauncher]:
     monkeypatch.setenv("PYTHONPATH", str(JOBS))
+    for name in SECRETS:
+        monkeypatch.setenv(name, "a secret")
     async with running_launcher(preload="light_preload", entry="plain_jobs:run") as launcher:
         yield launcher
 
@@ -76,6 +79,7 @@ async def test_child_has_pipes_environment_limits_and_a_session_of_its_own(
     assert log == [b"to stdout", b"to stderr"]
     assert event["pid"] == event["group"] == event["session"] == child.pid
     assert (event["cwd"], event["color"], event["stdin"]) == (str(folder), "red", "/dev/null")
+    assert not SECRETS & set(event["variables"])
     assert event["core"] == 0
     assert event["oom"] >= 800
     assert len(event["descriptors"]) == 5  # 0, 1, 2, the event pipe, and the listing itself

@@ -30,6 +30,7 @@ def report(job: dict[str, object]) -> None:
         session=os.getsid(0),
         cwd=str(Path.cwd()),
         color=os.environ.get("COLOR"),
+        variables=list(os.environ),
         stdin=str(Path("/proc/self/fd/0").readlink()),
         oom=int(Path("/proc/self/oom_score_adj").read_text()),
         core=resource.getrlimit(resource.RLIMIT_CORE)[0],
