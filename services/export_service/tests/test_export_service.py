@@ -48,6 +48,7 @@ class Tasks(task_service_pb2_grpc.TaskServiceServicer):
     tasks: dict[str, task_pb2.Task] = field(default_factory=dict)
     sources: dict[str, task_service_pb2.TaskSource] = field(default_factory=dict)
     refusals: list[Problem] = field(default_factory=list)
+    refusal: str = ""
 
     def _see(self, known: dict[str, Any], name: str, context: Any) -> Any:
         if dict(context.invocation_metadata()).get("authorization") != OWNER or name not in known:
@@ -55,8 +56,8 @@ class Tasks(task_service_pb2_grpc.TaskServiceServicer):
         return known[name]
 
     async def CreateTask(self, request: Any, context: Any) -> task_service_pb2.CreateTaskResponse:
-        if self.refusals:
-            raise InvalidArgument(problems=self.refusals)
+        if self.refusals or self.refusal:
+            raise InvalidArgument(self.refusal, problems=self.refusals)
         task = task_pb2.Task(id="new", name=request.name, spec=request.spec, state=task_pb2.STATE_PENDING)
         return task_service_pb2.CreateTaskResponse(task=task)
 
@@ -200,6 +201,9 @@ async def test_an_export_is_a_task_of_the_caller(stub: Any, tasks: Tasks) -> Non
     with pytest.raises(InvalidArgument) as caught:
         await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))
     assert [problem.field for problem in caught.value.problems] == ["spec.quantizations[0]", "spec.output_dir"]
+    tasks.refusals, tasks.refusal = [], "not so"
+    with pytest.raises(InvalidArgument, match="not so"):
+        await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))
 
 
 async def test_names_every_bad_field(stub: Any) -> None:

@@ -37,7 +37,8 @@ class Exports:
             answer = await self._tasks.CreateTask(request, metadata=identity(token))
         except InvalidArgument as error:
             problems = [Problem(item.field.replace(OF_TASK, OF_REQUEST, 1), item.message) for item in error.problems]
-            raise InvalidArgument(reason=error.reason, problems=problems) from error
+            message = "" if problems else error.message
+            raise InvalidArgument(message, reason=error.reason, problems=problems) from error
         return export_of(answer.task, Result())
 
     async def get(self, task_id: str, token: str) -> pb.Export:
