@@ -71,9 +71,9 @@ def differences(wanted: Writing, got: Writing, prompts: Sequence[str]) -> Iterat
     if bool(wanted.template) != bool(got.template):
         yield "the chat template is missing" if wanted.template else "there is a chat template where training had none"
         return
-    for ours, theirs in zip(wanted.texts(prompts), got.texts(prompts), strict=True):
-        if ours is not None and ours != theirs:
-            yield f"a conversation is written {_told(theirs)} instead of {_told(ours)}"
+    for text, other in zip(wanted.texts(prompts), got.texts(prompts), strict=True):
+        if text is not None and text != other:
+            yield f"a conversation is written {_told(other)} instead of {_told(text)}"
 
 
 def _conversations(prompts: Sequence[str]) -> Iterator[list[Message]]:
