@@ -153,9 +153,7 @@ def test_table(data: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
         assert environment["TUNESMITH_TASK_SERVICE_TARGET"] == f"127.0.0.1:{assigned['task-service']}"
         assert set(program.depends_on) == {"nats", "task-service"}
         assert program.stop_seconds > float(environment["TUNESMITH_RELEASE_SECONDS"])
-    export = table["export-service"].environment
     gateway = table["gateway"].environment
-    assert export["TUNESMITH_TRAINER_TARGET"] == gateway["TUNESMITH_TRAINER_TARGET"]
     assert gateway["TUNESMITH_TRAINER_TARGET"] == (
         f"ipv4:127.0.0.1:{assigned['trainer-1']},127.0.0.1:{assigned['trainer-2']}"
     )

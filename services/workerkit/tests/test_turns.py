@@ -86,6 +86,18 @@ async def test_a_crowd_is_told_to_come_back() -> None:
             await checks.check("b", "b3")
 
 
+async def test_a_user_without_a_name_is_served_too() -> None:
+    async with slow(Limits(at_once=1)) as checks:
+        checks.start("first")
+        await checks.has_begun("first")
+        nameless = asyncio.create_task(checks.check("", "nameless"))
+        await asyncio.sleep(0)  # it waits
+        checks.end("first")
+        await checks.has_begun("first", "nameless")
+        checks.end("nameless")
+        await nameless
+
+
 async def test_who_gives_up_waiting_is_passed_over() -> None:
     async with slow(Limits(at_once=1, of_user=1, waiting=2)) as checks:
         _, given_up, _ = checks.start("a1", "b1", "b2")

@@ -90,7 +90,7 @@ class Turns:
             raise
 
     def _begin_next(self) -> None:
-        while user := next(filter(self._may_begin, self._waiting), None):
+        while (user := next(filter(self._may_begin, self._waiting), None)) is not None:
             turns = self._waiting.pop(user)
             turn = turns.popleft()
             if turns:

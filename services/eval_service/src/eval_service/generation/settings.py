@@ -16,7 +16,7 @@ class GenerationSettings(ServiceSettings):
     generation_idle_seconds: float = Field(
         600.0, gt=0, description="Time without a question after which a model leaves."
     )
-    generation_at_once: int = Field(4, ge=1, le=64, description="Answers of one model that are written in turns.")
+    generation_at_once: int = Field(2, ge=1, le=64, description="Answers of one model that are written in turns.")
     generation_queue: int = Field(16, ge=0, le=10_000, description="Answers of one model that may wait beside those.")
     generation_context_tokens: int = Field(
         8192, ge=64, description="Longest conversation with its answer, in tokens; a model's own limit may be lower."
