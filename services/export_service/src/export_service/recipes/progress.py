@@ -34,7 +34,8 @@ class Progress:
         """The export has come so far; said again every few seconds while that stays so. Raises ExportStopped."""
         if self._stop.requested:
             raise ExportStopped
-        if phase and phase != self._phase:
+        entered = bool(phase) and phase != self._phase
+        if entered:
             self._phase = phase
             self._events.phase(phase)
         percent = min(PERCENT, int(share * PERCENT))
@@ -42,7 +43,7 @@ class Progress:
         overdue = now - self._told >= REPEAT_SECONDS
         if percent > self._percent or overdue:
             self._percent, self._told = max(percent, self._percent), now
-            self._events.progress(step=self._percent, total_steps=PERCENT, epoch=0.0, always=overdue)
+            self._events.progress(step=self._percent, total_steps=PERCENT, epoch=0.0, always=entered or overdue)
 
     def is_stopped(self) -> bool:
         """Whether somebody has asked for an end."""
