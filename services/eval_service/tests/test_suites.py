@@ -16,7 +16,6 @@ from workerkit.child import environment
 
 pytestmark = [
     pytest.mark.timeout(180),  # the harness is loaded
-    pytest.mark.skipif(not suites.is_installed(), reason="lm-evaluation-harness is not installed"),
     pytest.mark.filterwarnings("ignore"),  # of the harness and what it brings along
 ]
 

@@ -79,7 +79,6 @@ def test_a_language_model_can_stand_in(tmp_path: Path) -> None:
     assert batches
 
 
-@pytest.mark.skipif(installed_directory() is None, reason="no sentence-embedding model is installed")
 def test_the_installed_model_knows_what_means_the_same() -> None:
     directory = installed_directory()
     assert directory is not None
