@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sysconfig
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 from tunesmith.cli import app
 from tunesmith.cli.chat_words import GENERATION_PARAMETERS
 from tunesmith.cli.evaluations_words import EVALUATION_PARAMETERS
-from tunesmith.client import evaluation_parameters, generation_parameters
+from tunesmith.client import evaluation_parameters, generation_parameters, parameter_names
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "tunesmith")
 COMPLETED = {"event": {"type": "task.completed", "task": {"state": "STATE_COMPLETED"}}}
@@ -231,3 +232,25 @@ def test_tasks_of_one_kind(tunesmith: Tunesmith, server: Any) -> None:
 def test_help_names_every_parameter() -> None:
     assert EVALUATION_PARAMETERS.split(", ") == evaluation_parameters()
     assert GENERATION_PARAMETERS.split(", ") == generation_parameters()
+
+
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [
+        (("train",), parameter_names()),
+        (("estimate",), parameter_names()),
+        (("templates", "save"), parameter_names()),
+        (("evaluate",), evaluation_parameters()),
+        (("chat",), generation_parameters()),
+    ],
+)
+def test_the_example_of_a_parameter_fits_its_command(
+    tunesmith: Tunesmith, words: tuple[str, ...], parameters: list[str]
+) -> None:
+    example = re.search(r"A parameter, for example (\w+)=\S+\. Repeatable", tunesmith(*words, "--help").stdout)
+    assert example is not None
+    assert example[1] in parameters
+
+
+def test_an_export_takes_no_parameters(tunesmith: Tunesmith) -> None:
+    assert "--set" not in tunesmith("export", "--help").stdout

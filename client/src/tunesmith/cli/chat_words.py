@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.options import DataDir, Json, Settings, Token, Url
+from tunesmith.cli.options import DataDir, Json, Token, Url, setting
 
 GENERATION_PARAMETERS = "max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, seed, stop"
 
@@ -26,7 +26,7 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="Ask this once and exit.", show_default=False)
     ] = None,
-    settings: Settings = None,
+    settings: Annotated[list[str] | None, setting("temperature=0")] = None,
     json: Json = False,
     url: Url = None,
     token: Token = None,

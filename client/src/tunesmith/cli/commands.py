@@ -4,7 +4,6 @@ import json as json_module
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -22,7 +21,7 @@ from tunesmith.cli.wish import Wish
 from tunesmith.client import Client, discover
 from tunesmith.task.v1 import task_pb2
 from tunesmith.task.v1.task_pb2 import LogLine, Task
-from tunesmith.task.v1.task_service_pb2 import ListTasksRequest
+from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest, ListTasksRequest
 
 M = TypeVar("M", bound=Message)
 
@@ -59,8 +58,12 @@ class Session:
 
     def train(self, wish: Wish, name: str | None, description: str) -> Task:
         """Creates a fine-tuning task and says so."""
-        request = wish.request(name or datetime.now().astimezone().strftime(f"{wish.prefix}_%Y%m%d_%H%M%S"))
+        request = wish.request(name or text.dated(wish.prefix))
         request.description = description
+        return self.create(request)
+
+    def create(self, request: CreateTaskRequest) -> Task:
+        """Creates a task and says so."""
         task = self.tasks.create(request)
         self.told(task)
         return task
@@ -134,7 +137,11 @@ class Session:
     def delete(self, task_id: str, force: bool) -> None:
         """Deletes a task and says so."""
         self.tasks.delete(task_id, force=force)
-        print(json_module.dumps({"id": task_id, "deleted": True}) if self.json else f"{task_id} deleted", flush=True)
+        self.told_deleted(task_id)
+
+    def told_deleted(self, thing_id: str) -> None:
+        """Says that a thing is no more."""
+        print(json_module.dumps({"id": thing_id, "deleted": True}) if self.json else f"{thing_id} deleted", flush=True)
 
 
 def _state(word: str) -> task_pb2.State.ValueType:

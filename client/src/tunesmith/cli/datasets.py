@@ -1,7 +1,6 @@
 """What the dataset commands do."""
 
-import json as json_module
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -10,6 +9,7 @@ from rich.text import Text
 from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
 from tunesmith.cli.failures import TASK_FAILED
+from tunesmith.cli.pages import collect
 from tunesmith.cli.wish import OBJECTIVES, local_path
 from tunesmith.client import dataset_source
 from tunesmith.task.v1 import spec_pb2
@@ -36,21 +36,13 @@ class DataSession(Session):
 
     def list_datasets(self, name: str, kind: str, limit: int) -> None:
         """Prints uploaded datasets, newest first."""
-        found: list[Dataset] = []
-        request = ListDatasetsRequest(name=name, type=kind, page_size=min(limit, 1000))
-        while True:
-            page = self.client.datasets.list_page(request)
-            found += page.datasets
-            request.page_token = page.next_page_token
-            if not request.page_token or len(found) >= limit:
-                break
-        found = found[:limit]
-        if self.json:
-            print(json_module.dumps([json_module.loads(as_json(item)) for item in found], ensure_ascii=False))
-        elif found:
-            self.console.print(_dataset_table(found))
-        else:
-            self.console.print("no datasets")
+
+        def page(size: int, token: str) -> tuple[Sequence[Dataset], str]:
+            request = ListDatasetsRequest(name=name, type=kind, page_size=size, page_token=token)
+            answer = self.client.datasets.list_page(request)
+            return answer.datasets, answer.next_page_token
+
+        self.listed(collect(page, limit), _dataset_table, "no datasets")
 
     def show_dataset(self, dataset_id: str) -> None:
         """Prints everything about one uploaded dataset."""
@@ -76,8 +68,7 @@ class DataSession(Session):
     def delete_dataset(self, dataset_id: str) -> None:
         """Deletes an uploaded dataset and says so."""
         self.client.datasets.delete(dataset_id)
-        deleted = {"id": dataset_id, "deleted": True}
-        print(json_module.dumps(deleted) if self.json else f"{dataset_id} deleted", flush=True)
+        self.told_deleted(dataset_id)
 
     def check(self, data: str, validation: str) -> int:
         """Prints every problem of some data; the exit code."""

@@ -1,15 +1,16 @@
 """What the evaluation commands do."""
 
-import json as json_module
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
 from tunesmith.cli.failures import UsageProblem
+from tunesmith.cli.pages import collect
+from tunesmith.cli.results import result_facts, result_table, tell_fetched
 from tunesmith.cli.wish import named_settings
 from tunesmith.client import evaluation_request
 from tunesmith.client.evaluation import REPORTS
@@ -39,11 +40,8 @@ class EvaluationSession(Session):
             problems.append(f"--samples {samples} and --set max_samples={parameters['max_samples']} disagree")
         if problems:
             raise UsageProblem("\n".join(problems))
-        name = name or datetime.now().astimezone().strftime("evaluation_%Y%m%d_%H%M%S")
-        request = evaluation_request(name, task_id, steps, parameters, base_model=base, dataset=dataset)
-        task = self.tasks.create(request)
-        self.told(task)
-        return task
+        name = name or text.dated("evaluation")
+        return self.create(evaluation_request(name, task_id, steps, parameters, base_model=base, dataset=dataset))
 
     def watch_scores(self, task_id: str) -> int:
         """Shows an evaluation until it ends, and its scores; the exit code."""
@@ -54,15 +52,12 @@ class EvaluationSession(Session):
 
     def list_evaluations(self, limit: int) -> None:
         """Prints evaluations, newest first."""
-        found: list[Evaluation] = []
-        request = ListEvaluationsRequest(page_size=min(limit, 1000))
-        while True:
-            page = self.client.evaluations.list_page(request)
-            found += page.evaluations
-            request.page_token = page.next_page_token
-            if not request.page_token or len(found) >= limit:
-                break
-        self.listed(found[:limit], _evaluation_table, "no evaluations")
+
+        def page(size: int, token: str) -> tuple[Sequence[Evaluation], str]:
+            answer = self.client.evaluations.list_page(ListEvaluationsRequest(page_size=size, page_token=token))
+            return answer.evaluations, answer.next_page_token
+
+        self.listed(collect(page, limit), _evaluation_table, "no evaluations")
 
     def show_evaluation(self, task_id: str) -> None:
         """Prints the scores of an evaluation and what it recommends."""
@@ -70,16 +65,7 @@ class EvaluationSession(Session):
         if self.json:
             print(as_json(found, indent=2))
             return
-        self.facts(
-            {
-                "id": found.task_id,
-                "name": found.name,
-                "task": found.spec.source_task_id,
-                "state": text.state_word(found.state),
-                "samples": str(found.samples or ""),
-                "created": text.moment(found.create_time),
-            }
-        )
+        self.facts(result_facts(found, {"samples": str(found.samples or "")}))
         if found.checkpoints:
             self.console.print(_score_table(found))
         if found.recommendation.text:
@@ -90,7 +76,7 @@ class EvaluationSession(Session):
         directory.mkdir(parents=True, exist_ok=True)
         for name in REPORTS:
             path = self.client.evaluations.download(task_id, name, directory)
-            print(json_module.dumps({"name": name, "path": str(path)}) if self.json else path, flush=True)
+            tell_fetched(name, path, json=self.json)
 
 
 def _steps(words: str, problems: list[str]) -> list[int]:
@@ -101,18 +87,7 @@ def _steps(words: str, problems: list[str]) -> list[int]:
 
 
 def _evaluation_table(found: list[Evaluation]) -> Table:
-    names = ("name", "task", "state", "recommended", "created")
-    table = Table(Column("id", no_wrap=True, min_width=26), *names, box=None, pad_edge=False)
-    for item in found:
-        table.add_row(
-            item.task_id,
-            Text(text.harmless(item.name)),
-            Text(text.harmless(item.spec.source_task_id)),
-            Text(text.state_word(item.state), style=text.STYLES.get(item.state, "")),
-            str(item.recommended_step or ""),
-            text.moment(item.create_time),
-        )
-    return table
+    return result_table(found, {"recommended": lambda item: str(item.recommended_step or "")})
 
 
 def _score_table(found: Evaluation) -> Table:

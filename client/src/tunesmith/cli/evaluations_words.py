@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.options import DataDir, Json, Limit, Settings, TaskId, Token, Url
+from tunesmith.cli.options import DataDir, Json, Limit, TaskId, Token, Url, setting
 
 EVALUATION_PARAMETERS = (
     "embedding_model, max_samples, max_tokens, min_p, min_samples, presence_penalty, repetition_penalty, sample_ratio, "
@@ -26,7 +26,7 @@ def evaluate(
         str, typer.Option(help="Samples: file, directory, address, or id of an upload. Default: rows held out.")
     ] = "",
     samples: Annotated[int | None, typer.Option(min=1, help="At most so many samples. Default 20.")] = None,
-    settings: Settings = None,
+    settings: Annotated[list[str] | None, setting("max_tokens=64")] = None,
     name: Annotated[str | None, typer.Option(help="Name. Default evaluation_<date>_<time>.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the end, and then the scores.")] = False,
     json: Json = False,

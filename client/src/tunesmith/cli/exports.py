@@ -1,16 +1,17 @@
 """What the export commands do."""
 
-import json as json_module
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
 from tunesmith.cli.failures import UsageProblem
+from tunesmith.cli.pages import collect
+from tunesmith.cli.results import result_facts, result_table, tell_fetched
 from tunesmith.client import export_request
 from tunesmith.client.export import FORMATS
 from tunesmith.export.v1.export_service_pb2 import Artifact, Export, Format, ListExportsRequest, ParityCheck
@@ -36,7 +37,7 @@ class ExportSession(Session):
     ) -> Task:
         """Starts an export and says so."""
         request = export_request(
-            name or datetime.now().astimezone().strftime("export_%Y%m%d_%H%M%S"),
+            name or text.dated("export"),
             task_id,
             form,
             [word.strip() for item in types for word in item.split(",") if word.strip()],
@@ -45,9 +46,7 @@ class ExportSession(Session):
             modelfile=modelfile,
             importance_dataset=importance,
         )
-        task = self.tasks.create(request)
-        self.told(task)
-        return task
+        return self.create(request)
 
     def watch_files(self, task_id: str, output: Path | None) -> int:
         """Shows an export until it ends, and its files, which are fetched if a place is named; the exit code."""
@@ -60,15 +59,12 @@ class ExportSession(Session):
 
     def list_exports(self, limit: int) -> None:
         """Prints exports, newest first."""
-        found: list[Export] = []
-        request = ListExportsRequest(page_size=min(limit, 1000))
-        while True:
-            page = self.client.exports.list_page(request)
-            found += page.exports
-            request.page_token = page.next_page_token
-            if not request.page_token or len(found) >= limit:
-                break
-        self.listed(found[:limit], _export_table, "no exports")
+
+        def page(size: int, token: str) -> tuple[Sequence[Export], str]:
+            answer = self.client.exports.list_page(ListExportsRequest(page_size=size, page_token=token))
+            return answer.exports, answer.next_page_token
+
+        self.listed(collect(page, limit), _export_table, "no exports")
 
     def show_export(self, task_id: str) -> None:
         """Prints the files of an export and its checks."""
@@ -76,17 +72,8 @@ class ExportSession(Session):
         if self.json:
             print(as_json(found, indent=2))
             return
-        self.facts(
-            {
-                "id": found.task_id,
-                "name": found.name,
-                "task": found.spec.source_task_id,
-                "checkpoint": str(found.spec.checkpoint_step or "final model"),
-                "form": _form(found),
-                "state": text.state_word(found.state),
-                "created": text.moment(found.create_time),
-            }
-        )
+        checkpoint = str(found.spec.checkpoint_step or "final model")
+        self.facts(result_facts(found, {"checkpoint": checkpoint, "form": _form(found)}))
         if found.artifacts:
             self.console.print(_artifact_table(list(found.artifacts)))
         if found.checks:
@@ -106,7 +93,7 @@ class ExportSession(Session):
             output.mkdir(parents=True, exist_ok=True)
         for item in names or [""]:
             path = self._download(task_id, item, output)
-            print(json_module.dumps({"name": item, "path": str(path)}) if self.json else path, flush=True)
+            tell_fetched(item, path, json=self.json)
 
     def _download(self, task_id: str, name: str, output: Path) -> Path:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -125,19 +112,7 @@ def _form(export: Export) -> str:
 
 
 def _export_table(found: list[Export]) -> Table:
-    names = ("name", "task", "form", "state", "files", "created")
-    table = Table(Column("id", no_wrap=True, min_width=26), *names, box=None, pad_edge=False)
-    for item in found:
-        table.add_row(
-            item.task_id,
-            Text(text.harmless(item.name)),
-            Text(text.harmless(item.spec.source_task_id)),
-            Text(text.harmless(_form(item))),
-            Text(text.state_word(item.state), style=text.STYLES.get(item.state, "")),
-            str(len(item.artifacts) or ""),
-            text.moment(item.create_time),
-        )
-    return table
+    return result_table(found, {"form": _form, "files": lambda item: str(len(item.artifacts) or "")})
 
 
 def _artifact_table(found: list[Artifact]) -> Table:

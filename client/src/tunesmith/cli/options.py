@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,12 @@ PARAMETERS = (
     "save_steps, save_strategy, save_total_limit, seed, shuffle, stall_action, system_column, test_ratio, "
     "text_column, tf32, tokenizer_path, train_on_prompt, warmup_ratio, warmup_steps, weight_decay"
 )
+
+
+def setting(example: str) -> Any:
+    """The option that gives a parameter of a command, with an example of one that it takes."""
+    return typer.Option("--set", metavar="NAME=VALUE", help=f"A parameter, for example {example}. Repeatable.")
+
 
 Url = Annotated[
     str | None,
@@ -62,9 +68,6 @@ Objective = Annotated[
 TemplateId = Annotated[
     str, typer.Option("--template", metavar="ID", help="Template that fills in what is not given.", show_default=False)
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A parameter, for example learning_rate=1e-4. Repeatable."),
-]
+Settings = Annotated[list[str] | None, setting("learning_rate=1e-4")]
 OutputDir = Annotated[str, typer.Option("--output-dir", help="Directory that receives the model.", show_default=False)]
 Validation = Annotated[str, typer.Option("--validation", help="File of the validation split.", show_default=False)]

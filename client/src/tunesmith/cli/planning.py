@@ -100,10 +100,7 @@ class PlanningSession(Session):
     def base_models(self, modality: str, local: bool) -> None:
         """Prints base models."""
         found = [model for model in self.client.base_models(modality) if model.local or not local]
-        if self.json:
-            print(json_module.dumps([json_module.loads(as_json(item)) for item in found], ensure_ascii=False))
-        else:
-            self.console.print(_model_table(found) if found else "no models")
+        self.listed(found, _model_table, "no models")
 
     def _estimate(self, found: EstimateResourcesResponse, quota: Quota | None) -> None:
         memory = found.memory

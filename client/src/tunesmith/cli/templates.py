@@ -1,6 +1,6 @@
 """What the template commands do."""
 
-import json as json_module
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.json_format import MessageToDict
 from rich.table import Column, Table
@@ -8,6 +8,7 @@ from rich.text import Text
 
 from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
+from tunesmith.cli.pages import collect
 from tunesmith.cli.render import flat
 from tunesmith.cli.wish import Wish
 from tunesmith.task.v1.template_service_pb2 import CreateTemplateRequest, ListTemplatesRequest, Template
@@ -18,29 +19,12 @@ class TemplateSession(Session):
 
     def list_templates(self, kind: str) -> None:
         """Prints the platform's templates and the caller's own."""
-        found: list[Template] = []
-        request = ListTemplatesRequest(type=kind)
-        while True:
-            page = self.client.templates.list_page(request)
-            found += page.templates
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                break
-        if self.json:
-            print(json_module.dumps([json_module.loads(as_json(item)) for item in found], ensure_ascii=False))
-            return
-        table = Table(Column("id", no_wrap=True), "name", "version", "type", "", "for", box=None, pad_edge=False)
-        for item in found:
-            marks = ["built in"] * item.builtin + ["default"] * item.default_of_type
-            table.add_row(
-                item.id,
-                Text(text.harmless(item.name)),
-                str(item.version),
-                item.type,
-                ", ".join(marks),
-                Text(text.harmless(item.description)),
-            )
-        self.console.print(table if found else "no templates")
+
+        def page(size: int, token: str) -> tuple[Sequence[Template], str]:
+            answer = self.client.templates.list_page(ListTemplatesRequest(type=kind, page_size=size, page_token=token))
+            return answer.templates, answer.next_page_token
+
+        self.listed(collect(page), _template_table, "no templates")
 
     def show_template(self, template_id: str, version: int) -> None:
         """Prints a template and what it sets."""
@@ -75,4 +59,19 @@ class TemplateSession(Session):
     def delete_template(self, template_id: str) -> None:
         """Deletes a template and says so."""
         self.client.templates.delete(template_id)
-        print(json_module.dumps({"id": template_id, "deleted": True}) if self.json else f"{template_id} deleted")
+        self.told_deleted(template_id)
+
+
+def _template_table(found: Iterable[Template]) -> Table:
+    table = Table(Column("id", no_wrap=True), "name", "version", "type", "", "for", box=None, pad_edge=False)
+    for item in found:
+        marks = ["built in"] * item.builtin + ["default"] * item.default_of_type
+        table.add_row(
+            item.id,
+            Text(text.harmless(item.name)),
+            str(item.version),
+            item.type,
+            ", ".join(marks),
+            Text(text.harmless(item.description)),
+        )
+    return table

@@ -55,6 +55,11 @@ def moment(time: Timestamp) -> str:
     return time.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
 
 
+def dated(word: str) -> str:
+    """A name for something that is made now, for example "export_20260102_030405"."""
+    return datetime.now().astimezone().strftime(f"{word}_%Y%m%d_%H%M%S")
+
+
 def clock(time: Timestamp) -> str:
     """Local time of day; now when unset."""
     return (time.ToDatetime(UTC) if time.seconds else datetime.now(UTC)).astimezone().strftime("%H:%M:%S")
