@@ -318,6 +318,9 @@ async def test_a_model_that_is_not_there_is_refused(
     with pytest.raises(FailedPrecondition, match="has no adapter"):
         await unpacked(stub, task_id="a-training", adapter_only=True)
     assert "model.safetensors" in (await unpacked(stub, task_id="a-training")).namelist()
+    await bench.store.delete(f"{source.output.prefix}/manifest.json")
+    with pytest.raises(FailedPrecondition, match=r"cannot be used: manifest\.json is missing"):
+        await unpacked(stub, task_id="a-training")
 
 
 async def test_checks_a_specification_for_the_task_service(

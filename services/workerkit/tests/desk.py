@@ -273,6 +273,10 @@ class Troubled:
         self._check(key)
         await self._store.get_file(key, path)
 
+    async def get_bytes(self, key: str) -> bytes:
+        self._check(key)
+        return await self._store.get_bytes(key)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 

@@ -1,7 +1,6 @@
 """Checks a whole specification of an export: at submit, and again before the work begins."""
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,13 @@ from export_service.sources import (
     wants_base_alone,
 )
 from modelkit.base_models import BaseModels, ResolvedModel
-from modelkit.checkpoints import MANIFEST, Manifest, verify_listing
+from modelkit.checkpoints import Manifest, verify_listing
 from modelkit.errors import InvalidCheckpoint, ModelkitError
 from modelkit.paths import AllowedRoots
 from servicekit.errors import NotFound, Problem
 from servicekit.objects import ObjectStore
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
+from workerkit.artifacts import ArtifactDamaged, read_manifest
 from workerkit.output import may_be_written
 from workerkit.turns import InThread
 
@@ -134,19 +134,12 @@ class ExportChecks:
             checked.refuse(path, f"{name} is not among what tasks have stored")
             return None
         try:
-            raw = await self._store.get_bytes(f"{stored.prefix}/{MANIFEST}")
-            if stored.manifest_sha256 and hashlib.sha256(raw).hexdigest() != stored.manifest_sha256:
-                checked.refuse(path, f"{name} is damaged: its {MANIFEST} does not have the SHA-256 that was recorded")
-                return None
-            manifest = Manifest.from_json(raw)
+            manifest = await read_manifest(self._store, stored.prefix, stored.manifest_sha256)
             folder = f"{stored.prefix}/"
             sizes = {item.key.removeprefix(folder): item.size async for item in self._store.list(folder)}
             verify_listing(manifest, sizes)
-        except NotFound:
-            checked.refuse(path, f"{name} is not in the object store: it has no {MANIFEST}")
-            return None
-        except InvalidCheckpoint as error:
-            checked.refuse(path, f"{name} is damaged: {error}")
+        except (ArtifactDamaged, InvalidCheckpoint) as error:
+            checked.refuse(path, f"{name} cannot be used: {error}")
             return None
         return manifest
 

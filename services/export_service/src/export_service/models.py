@@ -1,16 +1,14 @@
 """Stored models of fine-tuning tasks, handed out as they are."""
 
-import hashlib
 from collections.abc import AsyncIterator
 
 from export_service.downloads import zip_pieces
 from export_service.exports import identity
 from export_service.sources import has_adapter, is_adapter_file, stored_model
-from modelkit.checkpoints import MANIFEST, Manifest
-from modelkit.errors import InvalidCheckpoint
-from servicekit.errors import FailedPrecondition, Internal, NotFound
+from servicekit.errors import FailedPrecondition, NotFound
 from servicekit.objects import ObjectStore
 from tunesmith.task.v1 import task_pb2, task_service_pb2, task_service_pb2_grpc
+from workerkit.artifacts import ArtifactDamaged, read_manifest
 
 
 class StoredModels:
@@ -31,8 +29,8 @@ class StoredModels:
     async def download(self, task_id: str, step: int, *, adapter_only: bool, token: str) -> AsyncIterator[bytes]:
         """A ZIP of a checkpoint, for step 0 of the final model. An adapter alone comes without optimiser state.
 
-        NotFound without such a task or checkpoint, FailedPrecondition for the adapter of a full training and before
-        there is a final model.
+        NotFound without such a task or checkpoint, FailedPrecondition for the adapter of a full training, before there
+        is a final model, and when its manifest is missing or damaged.
         """
         source = await self.source(task_id, token)
         if adapter_only and not has_adapter(source):
@@ -45,17 +43,11 @@ class StoredModels:
             state = task_pb2.State.Name(source.state).removeprefix("STATE_")
             raise FailedPrecondition(f"task {task_id} is {state} and has no final model", reason="NO_MODEL")
         prefix = stored.prefix.rstrip("/")
-        manifest = await self._manifest(prefix, stored.manifest_sha256)
+        try:
+            manifest = await read_manifest(self._store, prefix, stored.manifest_sha256)
+        except ArtifactDamaged as error:
+            message = f"the stored model cannot be used: {error}"
+            raise FailedPrecondition(message, reason="STORED_MODEL_DAMAGED") from None
         files = [file for file in manifest.files if not adapter_only or is_adapter_file(file.path)]
         async for piece in zip_pieces(self._store, prefix, files):
             yield piece
-
-    async def _manifest(self, prefix: str, sha256: str) -> Manifest:
-        """Raises Internal for one that is damaged."""
-        raw = await self._store.get_bytes(f"{prefix}/{MANIFEST}")
-        try:
-            if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
-                raise Internal(f"the stored {MANIFEST} does not have the SHA-256 that was recorded")
-            return Manifest.from_json(raw)
-        except InvalidCheckpoint as error:
-            raise Internal(f"the stored model is damaged: {error}") from error

@@ -101,26 +101,33 @@ async def fetch(
     """
     prefix = prefix.rstrip("/")
     directory.mkdir(parents=True, exist_ok=True)
-    content = await _read(store, f"{prefix}/{MANIFEST}", directory / MANIFEST)
-    if manifest_sha256 and hashlib.sha256(content).hexdigest() != manifest_sha256:
-        raise ArtifactDamaged(f"{MANIFEST} is damaged: it does not have the SHA-256 that was recorded")
+    manifest = await read_manifest(store, prefix, manifest_sha256)
+    await asyncio.to_thread((directory / MANIFEST).write_bytes, manifest.to_json())
+    for file in manifest.files:
+        if not wanted(file.path):
+            continue
+        try:
+            await store.get_file(f"{prefix}/{file.path}", directory / file.path)
+        except NotFound:
+            raise ArtifactDamaged(f"{file.path} is missing from the object store") from None
     try:
-        manifest = Manifest.from_json(content)
-        for file in manifest.files:
-            if not wanted(file.path):
-                continue
-            try:
-                await store.get_file(f"{prefix}/{file.path}", directory / file.path)
-            except NotFound:
-                raise ArtifactDamaged(f"{file.path} is missing from the store") from None
         return await asyncio.to_thread(verify, directory, wanted)
     except InvalidCheckpoint as error:
         raise ArtifactDamaged(str(error)) from None
 
 
-async def _read(store: ObjectStore, key: str, path: Path) -> bytes:
+async def read_manifest(store: ObjectStore, prefix: str, sha256: str = "") -> Manifest:
+    """The manifest of a stored directory; sha256 is its hash as it was recorded, empty where none was.
+
+    Raises ArtifactDamaged when it is missing or damaged, and what the store raises.
+    """
     try:
-        await store.get_file(key, path)
+        content = await store.get_bytes(f"{prefix.rstrip('/')}/{MANIFEST}")
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise ArtifactDamaged(f"{MANIFEST} is damaged: it does not have the SHA-256 that was recorded")
+        return Manifest.from_json(content)
     except NotFound:
-        raise ArtifactDamaged(f"{path.name} is missing from the store") from None
-    return await asyncio.to_thread(path.read_bytes)
+        message = f"{MANIFEST} is missing from the object store; it may have been removed by now"
+        raise ArtifactDamaged(message) from None
+    except InvalidCheckpoint as error:
+        raise ArtifactDamaged(str(error)) from None

@@ -13,11 +13,11 @@ from eval_service.generation.progress import NEWS_SECONDS, Progress
 from eval_service.generation.sizes import in_words
 from eval_service.generation.sources import Stored
 from eval_service.generation.threads import Threads
-from modelkit.checkpoints import MANIFEST, FileEntry, Manifest, sha256_of
+from modelkit.checkpoints import FileEntry, Manifest, sha256_of
 from modelkit.datasets import DataCache
-from modelkit.errors import InvalidCheckpoint
 from servicekit.errors import FailedPrecondition, NotFound, ResourceExhausted
 from servicekit.objects import ObjectStore
+from workerkit.artifacts import ArtifactDamaged, read_manifest
 
 KNOWN_MANIFESTS = 256
 AT_ONCE = 2
@@ -66,7 +66,10 @@ class StoredFiles:
         if (known := self._manifests.get(stored)) is not None:
             self._manifests.move_to_end(stored)
             return known
-        manifest = await self._read_manifest(stored)
+        try:
+            manifest = await read_manifest(self._store, stored.prefix, stored.manifest_sha256)
+        except ArtifactDamaged as error:
+            raise _damaged(str(error)) from None
         if stored.manifest_sha256:
             self._manifests[stored] = manifest
             while len(self._manifests) > KNOWN_MANIFESTS:
@@ -166,17 +169,6 @@ class StoredFiles:
             raise _damaged(f"{file.path} is missing from the object store") from None
         if await self._threads.run(sha256_of, path) != file.sha256:
             raise _damaged(f"{file.path} is damaged: it does not have the SHA-256 it was saved with")
-
-    async def _read_manifest(self, stored: Stored) -> Manifest:
-        try:
-            content = await self._store.get_bytes(f"{stored.prefix.rstrip('/')}/{MANIFEST}")
-            if stored.manifest_sha256 and hashlib.sha256(content).hexdigest() != stored.manifest_sha256:
-                raise _damaged(f"{MANIFEST} is damaged: it does not have the SHA-256 that was recorded")
-            return Manifest.from_json(content)
-        except NotFound:
-            raise _damaged(f"{MANIFEST} is missing from the object store; it may have been removed by now") from None
-        except InvalidCheckpoint as error:
-            raise _damaged(str(error)) from error
 
 
 def content_key(files: Sequence[FileEntry]) -> str:
