@@ -135,7 +135,7 @@ class ForkServerProcess:
         log_read, log_write = os.pipe()
         started: asyncio.Future[ForkedChild] = asyncio.get_running_loop().create_future()
         self._starting[job] = started
-        self._streams[job] = (await LineReader.open(events_read), await LineReader.open(log_read))
+        self._streams[job] = (LineReader(events_read), LineReader(log_read))
         message = {"op": "start", "id": job, "job_dir": str(job_dir), "env": dict(env), "entry": entry}
         self.request(message, (events_write, log_write))
         os.close(events_write)

@@ -5,27 +5,41 @@ import os
 from collections.abc import AsyncIterator
 
 MAX_LINE_BYTES = 1 << 20
+READ_BYTES = 256 * 1024
 
 
-class LineReader(asyncio.Protocol):
-    """Splits a pipe into lines. A line longer than MAX_LINE_BYTES comes in pieces of that size."""
+class LineReader:
+    """Splits a pipe into lines. A line longer than MAX_LINE_BYTES comes in pieces of that size.
 
-    def __init__(self) -> None:
+    The descriptor is watched and closed here: uvloop's pipe transports close it and then the file object that it came
+    in, by when its number may belong to a file that another thread has just opened.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Begins to read; the reader owns the descriptor from now on."""
+        self._descriptor: int | None = descriptor
         self._partial = bytearray()
         self._lines: list[bytes] = []
         self._news = asyncio.Event()
-        self._closed = False
-        self._transport: asyncio.BaseTransport | None = None
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self._read)
 
-    @classmethod
-    async def open(cls, descriptor: int) -> "LineReader":
-        """Begins to read; the reader owns the descriptor from now on."""
-        reader = cls()
-        loop = asyncio.get_running_loop()
-        reader._transport, _ = await loop.connect_read_pipe(lambda: reader, os.fdopen(descriptor, "rb", buffering=0))
-        return reader
+    def _read(self) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            data = os.read(self._descriptor, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._split(data)
+        else:
+            self.close()
 
-    def data_received(self, data: bytes) -> None:
+    def _split(self, data: bytes) -> None:
         self._partial += data
         *lines, rest = bytes(self._partial).split(b"\n")
         whole = len(rest) - len(rest) % MAX_LINE_BYTES
@@ -37,21 +51,21 @@ class LineReader(asyncio.Protocol):
         if lines:
             self._news.set()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def close(self) -> None:
+        """Stops reading, though others may hold the pipe open."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        self._loop.remove_reader(descriptor)
+        os.close(descriptor)
         if self._partial:
             self._lines.append(bytes(self._partial))
             self._partial.clear()
-        self._closed = True
         self._news.set()
-
-    def close(self) -> None:
-        """Stops reading, though others may hold the pipe open."""
-        if self._transport is not None:
-            self._transport.close()
 
     async def __aiter__(self) -> AsyncIterator[list[bytes]]:
         try:
-            while not (self._closed and not self._lines):
+            while self._descriptor is not None or self._lines:
                 await self._news.wait()
                 self._news.clear()
                 lines, self._lines = self._lines, []
