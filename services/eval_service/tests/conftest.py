@@ -3,3 +3,4 @@
 from services.workerkit.tests import fixtures
 
 shared_nats_server, bus, store = fixtures.shared_nats_server, fixtures.bus, fixtures.store
+desk_port, office = fixtures.desk_port, fixtures.office

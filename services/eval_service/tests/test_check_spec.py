@@ -1,6 +1,7 @@
-"""Checks of evaluations are asked over the wire, in turns (fault 56)."""
+"""Checks of evaluations are asked over the wire: in turns, and from what the task service knows (fault 56)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from eval_service.setup import NAME
 from servicekit.errors import ResourceExhausted
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
+from servicekit.identity import Role
 from servicekit.objects import ObjectStore
 from servicekit.settings import ServiceSettings
 from services.eval_service.tests.bench import Bench
+from services.workerkit.tests.known_tasks import TaskOffice
 from tunesmith.eval.v1 import eval_service_pb2 as pb
 from tunesmith.eval.v1 import eval_service_pb2_grpc
 from tunesmith.task.v1 import spec_pb2
 from workerkit.turns import Limits, Turns
+
+Serving = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 @pytest.fixture
@@ -27,26 +32,51 @@ async def bench(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-def turns() -> Turns:
-    return Turns(Limits(at_once=1, waiting=0))
+def serving(bench: Bench, office: TaskOffice) -> Serving:
+    """Serves beside a task service; user and role are those of who calls."""
+
+    @asynccontextmanager
+    async def serve(user: str = "ann", role: Role = Role.USER, turns: Turns | None = None) -> AsyncIterator[Any]:
+        servicer = EvalServicer(office.stub, None, bench.checks, None, turns or Turns())  # type: ignore[arg-type]
+        servicers = [(eval_service_pb2_grpc.add_EvalServiceServicer_to_server, servicer, NAME)]
+        settings = ServiceSettings(drain_seconds=0, public_key_file=office.public_key_file)
+        async with (
+            running_server(settings, servicers) as server,
+            open_channel(f"127.0.0.1:{server.port}", office.token(user, role)) as channel,
+        ):
+            yield eval_service_pb2_grpc.EvalServiceStub(channel)
+
+    return serve
 
 
-@pytest.fixture
-async def stub(bench: Bench, turns: Turns) -> AsyncIterator[Any]:
-    servicer = EvalServicer(None, bench.checks, None, turns)  # type: ignore[arg-type]
-    servicers = [(eval_service_pb2_grpc.add_EvalServiceServicer_to_server, servicer, NAME)]
-    async with (
-        running_server(ServiceSettings(drain_seconds=0), servicers) as server,
-        open_channel(f"127.0.0.1:{server.port}") as channel,
-    ):
-        yield eval_service_pb2_grpc.EvalServiceStub(channel)
+async def told(stub: Any, request: pb.CheckSpecRequest) -> dict[str, str]:
+    return {item.field: item.message for item in (await stub.CheckSpec(request)).problems}
 
 
-async def test_problems_are_told_when_the_users_turn_comes(stub: Any, bench: Bench, turns: Turns) -> None:
+async def test_problems_are_told_when_the_users_turn_comes(serving: Serving, bench: Bench, office: TaskOffice) -> None:
+    source, turns = office.known.add(bench.source()), Turns(Limits(at_once=1, waiting=0))
     spec = spec_pb2.EvaluateSpec(source_task_id="a-training", scores=["beauty"])
-    request = pb.CheckSpecRequest(spec=spec, source=bench.source())
-    async with turns.of("somebody else"):
-        with pytest.raises(ResourceExhausted) as told:
-            await stub.CheckSpec(request)
-    assert told.value.reason == "TOO_MANY_CHECKS"
-    assert [item.field for item in (await stub.CheckSpec(request)).problems] == ["evaluate.scores[0]"]
+    request = pb.CheckSpecRequest(spec=spec, source=source)
+    async with serving(turns=turns) as stub:
+        async with turns.of("somebody else"):
+            with pytest.raises(ResourceExhausted) as caught:
+                await stub.CheckSpec(request)
+        assert caught.value.reason == "TOO_MANY_CHECKS"
+        assert set(await told(stub, request)) == {"evaluate.scores[0]"}
+
+
+async def test_a_users_word_is_not_taken_for_what_a_task_has_produced(
+    serving: Serving, bench: Bench, office: TaskOffice
+) -> None:
+    """A forged source would let a user read the directories and outputs of others."""
+    forged = bench.source()
+    request = pb.CheckSpecRequest(spec=spec_pb2.EvaluateSpec(source_task_id="a-training"), source=forged)
+    missing = {"evaluate.source_task_id": "there is no task a-training"}
+    async with serving() as stub:
+        assert await told(stub, request) == missing
+        office.known.add(bench.source(bench.finetune(eval_ratio=0.0)))
+        assert set(await told(stub, request)) == {"evaluate.split"}
+    async with serving("bob") as stub:
+        assert await told(stub, request) == missing
+    async with serving("worker", Role.SERVICE) as stub:
+        assert await told(stub, request) == {}

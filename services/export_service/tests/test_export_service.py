@@ -4,12 +4,9 @@ import io
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -20,56 +17,24 @@ from export_service.servicer import ExportServicer
 from export_service.settings import ExportSettings
 from export_service.setup import NAME
 from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem, ResourceExhausted
-from servicekit.grpc_client import open_channel
+from servicekit.grpc_client import bearer, open_channel
 from servicekit.grpc_server import running_server
-from servicekit.identity import Role, TokenIssuer, generate_private_key, public_key
+from servicekit.identity import Role
 from servicekit.objects import ObjectStore
-from servicekit.settings import ServiceSettings
 from services.export_service.tests.bench import Bench
 from services.export_service.tests.trained import base_model, trained_adapter
-from services.workerkit.tests.desk import NAME as TASKS
+from services.workerkit.tests.known_tasks import TaskOffice
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
-from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 from workerkit.turns import Limits, Turns
 
 K_QUANTS = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"}
 I_QUANTS = {"IQ1_S", "IQ1_M", "IQ2_S", "IQ2_M", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"}
 PLAIN = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16", "F32"}
-OWNER = "Bearer owner"
 CHECK = CheckResult("model.gguf", "perplexity", 0.01, 0.25, True, "model.gguf: perplexity 0.01, within the limit 0.25")
 SPEC = spec_pb2.ExportSpec(source_task_id="a-training", format=spec_pb2.EXPORT_FORMAT_GGUF, quantizations=["Q8_0"])
-
-
-@dataclass
-class Tasks(task_service_pb2_grpc.TaskServiceServicer):
-    """A task service that knows one owner's tasks and sources, and tells nobody else of them."""
-
-    tasks: dict[str, task_pb2.Task] = field(default_factory=dict)
-    sources: dict[str, task_service_pb2.TaskSource] = field(default_factory=dict)
-    refusals: list[Problem] = field(default_factory=list)
-    refusal: str = ""
-
-    def _see(self, known: dict[str, Any], name: str, context: Any) -> Any:
-        if dict(context.invocation_metadata()).get("authorization") != OWNER or name not in known:
-            raise NotFound(f"there is no task {name}")
-        return known[name]
-
-    async def CreateTask(self, request: Any, context: Any) -> task_service_pb2.CreateTaskResponse:
-        if self.refusals or self.refusal:
-            raise InvalidArgument(self.refusal, problems=self.refusals)
-        task = task_pb2.Task(id="new", name=request.name, spec=request.spec, state=task_pb2.STATE_PENDING)
-        return task_service_pb2.CreateTaskResponse(task=task)
-
-    async def GetTask(self, request: Any, context: Any) -> task_service_pb2.GetTaskResponse:
-        return task_service_pb2.GetTaskResponse(task=self._see(self.tasks, request.task_id, context))
-
-    async def GetTaskSource(self, request: Any, context: Any) -> task_service_pb2.GetTaskSourceResponse:
-        return task_service_pb2.GetTaskSourceResponse(source=self._see(self.sources, request.task_id, context))
-
-    async def ListTasks(self, request: Any, context: Any) -> task_service_pb2.ListTasksResponse:
-        found = [task for task in self.tasks.values() if task.kind in request.kinds]
-        return task_service_pb2.ListTasksResponse(tasks=found, next_page_token="more")
+TASK_SPEC = spec_pb2.TaskSpec(export=SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -92,36 +57,26 @@ async def bench(store: ObjectStore, tmp_path: Path, base: Path) -> AsyncIterator
     await store.close()
 
 
-@pytest.fixture
-def tasks() -> Tasks:
-    return Tasks()
-
-
 Serving = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 @pytest.fixture
-async def serving(bench: Bench, tasks: Tasks) -> AsyncIterator[Serving]:
-    """Serves beside a task service; caller is the token of who calls."""
-    known = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, tasks, TASKS)]
-    async with (
-        running_server(ServiceSettings(drain_seconds=0), known) as desk,
-        open_channel(f"127.0.0.1:{desk.port}") as channel,
-    ):
-        remote = task_service_pb2_grpc.TaskServiceStub(channel)
-        exports, models = Exports(remote, bench.store), StoredModels(remote, bench.store)
+def serving(bench: Bench, office: TaskOffice) -> Serving:
+    """Serves beside a task service; user and role are those of who calls."""
+    exports, models = Exports(office.stub, bench.store), StoredModels(office.stub, bench.store)
 
-        @asynccontextmanager
-        async def serve(caller: str = "owner", turns: Turns | None = None, **settings: Any) -> AsyncIterator[Any]:
-            servicer = ExportServicer(exports, models, bench.checks, turns or Turns())
-            servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
-            async with (
-                running_server(ExportSettings(port=0, drain_seconds=0, **settings), servicers) as server,
-                open_channel(f"127.0.0.1:{server.port}", caller) as mine,
-            ):
-                yield export_service_pb2_grpc.ExportServiceStub(mine)
+    @asynccontextmanager
+    async def serve(user: str = "ann", role: Role = Role.USER, turns: Turns | None = None) -> AsyncIterator[Any]:
+        servicer = ExportServicer(office.stub, exports, models, bench.checks, turns or Turns())
+        servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
+        settings = ExportSettings(port=0, drain_seconds=0, public_key_file=office.public_key_file)
+        async with (
+            running_server(settings, servicers) as server,
+            open_channel(f"127.0.0.1:{server.port}", office.token(user, role)) as channel,
+        ):
+            yield export_service_pb2_grpc.ExportServiceStub(channel)
 
-        yield serve
+    return serve
 
 
 @pytest.fixture
@@ -130,20 +85,17 @@ async def stub(serving: Serving) -> AsyncIterator["export_service_pb2_grpc.Expor
         yield made
 
 
-async def completed(bench: Bench, tasks: Tasks, tmp_path: Path, task_id: str = "an-export") -> bytes:
+async def completed(bench: Bench, office: TaskOffice, tmp_path: Path) -> bytes:
     """A finished export of one file; its content."""
-    folder = tmp_path / task_id
+    folder = tmp_path / "an-export"
     folder.mkdir()
     content = bytes(range(256)) * 12_000
     (folder / "model.gguf").write_bytes(content)
     write_result(folder, [CHECK])
-    stored = await bench.upload(folder, "output", task=task_id)
-    spec = spec_pb2.TaskSpec(export=SPEC)
-    tasks.tasks[task_id] = task_pb2.Task(
-        id=task_id, name="mine", spec=spec, kind=task_pb2.KIND_EXPORT, state=task_pb2.STATE_COMPLETED, attempt=1
-    )
-    output = task_service_pb2.TaskOutput(prefix=stored.prefix, manifest_sha256=stored.manifest_sha256)
-    tasks.sources[task_id] = task_service_pb2.TaskSource(task_id=task_id, spec=spec, output=output)
+    stored = await bench.upload(folder, "output", task="an-export")
+    source = task_service_pb2.TaskSource(task_id="an-export", spec=TASK_SPEC, state=task_pb2.STATE_COMPLETED)
+    source.output.prefix, source.output.manifest_sha256 = stored.prefix, stored.manifest_sha256
+    office.known.add(source)
     return content
 
 
@@ -154,7 +106,7 @@ async def download(stub: Any, **request: Any) -> tuple[bytes, pb.DownloadArtifac
 
 
 async def test_reports_healthy(bench: Bench) -> None:
-    servicer = ExportServicer(None, None, bench.checks, Turns())  # type: ignore[arg-type]
+    servicer = ExportServicer(None, None, None, bench.checks, Turns())  # type: ignore[arg-type]
     servicers = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
     async with (
         running_server(ExportSettings(port=0, drain_seconds=0), servicers) as server,
@@ -164,9 +116,9 @@ async def test_reports_healthy(bench: Bench) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_problems_are_told_when_the_users_turn_comes(serving: Serving, bench: Bench, tasks: Tasks) -> None:
+async def test_problems_are_told_when_the_users_turn_comes(serving: Serving, bench: Bench, office: TaskOffice) -> None:
     turns = Turns(Limits(at_once=1, waiting=0))
-    source = tasks.sources["a-training"] = bench.source()
+    source = office.known.add(bench.source())
     request = pb.CheckSpecRequest(spec=SPEC, source=source)
     async with serving(turns=turns) as stub:
         async with turns.of("somebody else"):
@@ -191,19 +143,16 @@ async def test_describes_every_format_once_and_writes_them_all(stub: Any) -> Non
     assert all(not item.quantization and item.bits_per_weight == 0 for item in others)
 
 
-async def test_an_export_is_a_task_of_the_caller(stub: Any, tasks: Tasks) -> None:
+async def test_an_export_is_a_task_of_the_caller(stub: Any, office: TaskOffice) -> None:
     created = (await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))).export
-    assert (created.task_id, created.state, created.spec) == ("new", task_pb2.STATE_PENDING, SPEC)
+    assert (created.task_id, created.state, created.spec) == ("created", task_pb2.STATE_PENDING, SPEC)
     assert created.name.startswith("export_")
     named = await stub.CreateExport(pb.CreateExportRequest(name="for the phone", spec=SPEC))
     assert named.export.name == "for the phone"
-    tasks.refusals = [Problem("spec.export.quantizations[0]", "no"), Problem("spec.export.output_dir", "no")]
+    office.known.refusal = InvalidArgument(problems=[Problem("spec.export.quantizations[0]", "no")])
     with pytest.raises(InvalidArgument) as caught:
         await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))
-    assert [problem.field for problem in caught.value.problems] == ["spec.quantizations[0]", "spec.output_dir"]
-    tasks.refusals, tasks.refusal = [], "not so"
-    with pytest.raises(InvalidArgument, match="not so"):
-        await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))
+    assert [problem.field for problem in caught.value.problems] == ["spec.quantizations[0]"]
 
 
 async def test_names_every_bad_field(stub: Any) -> None:
@@ -213,29 +162,29 @@ async def test_names_every_bad_field(stub: Any) -> None:
     assert fields == {"spec.source_task_id", "spec.checkpoint_step", "spec.format"}
 
 
-async def test_an_export_tells_its_files_and_checks(stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path) -> None:
-    content = await completed(bench, tasks, tmp_path)
+async def test_an_export_tells_its_files_and_checks(
+    stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path
+) -> None:
+    content = await completed(bench, office, tmp_path)
     found = (await stub.GetExport(pb.GetExportRequest(task_id="an-export"))).export
     assert [(item.name, item.size) for item in found.artifacts] == [("model.gguf", len(content))]
     assert [(item.name, item.value, item.limit, item.passed) for item in found.checks] == [
         ("perplexity", 0.01, 0.25, True)
     ]
-    tasks.tasks["waiting"] = task_pb2.Task(
-        id="waiting", spec=spec_pb2.TaskSpec(export=SPEC), kind=task_pb2.KIND_EXPORT, state=task_pb2.STATE_PENDING
-    )
+    office.known.add(task_service_pb2.TaskSource(task_id="waiting", spec=TASK_SPEC, state=task_pb2.STATE_PENDING))
     listed = await stub.ListExports(pb.ListExportsRequest())
     assert [(item.task_id, len(item.artifacts)) for item in listed.exports] == [("an-export", 1), ("waiting", 0)]
     assert listed.next_page_token == "more"
 
 
 async def test_what_is_no_export_or_another_users_is_not_found(
-    stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path
+    stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path
 ) -> None:
-    await completed(bench, tasks, tmp_path)
-    tasks.tasks["training"] = task_pb2.Task(id="training", spec=spec_pb2.TaskSpec(finetune=bench.finetune()))
+    await completed(bench, office, tmp_path)
+    office.known.add(bench.source())
     with pytest.raises(NotFound, match="is no export"):
-        await stub.GetExport(pb.GetExportRequest(task_id="training"))
-    stranger = grpc.aio.Metadata(("authorization", "Bearer stranger"))
+        await stub.GetExport(pb.GetExportRequest(task_id="a-training"))
+    stranger = bearer(office.token("bob"))
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: stub.GetExport(pb.GetExportRequest(task_id="an-export"), metadata=stranger),
         lambda: read(
@@ -254,29 +203,29 @@ async def read(pieces: AsyncIterator[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("offset", [0, 1, 1_048_576, 2_000_000, 256 * 12_000])
 async def test_a_file_is_downloaded_from_an_offset(
-    stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path, offset: int
+    stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path, offset: int
 ) -> None:
-    content = await completed(bench, tasks, tmp_path)
+    content = await completed(bench, office, tmp_path)
     got, first = await download(stub, task_id="an-export", name="model.gguf", offset=offset)
     assert got == content[offset:]
     assert first.total_size == len(content)
     assert first.sha256 == (await stub.GetExport(pb.GetExportRequest(task_id="an-export"))).export.artifacts[0].sha256
 
 
-async def test_only_listed_files_are_downloaded(stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path) -> None:
-    content = await completed(bench, tasks, tmp_path)
+async def test_only_listed_files_are_downloaded(stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path) -> None:
+    content = await completed(bench, office, tmp_path)
     for name in (RESULT, "manifest.json", "../output/model.gguf", "nothing"):
         with pytest.raises(NotFound, match=r"it has model\.gguf"):
             await download(stub, task_id="an-export", name=name)
     with pytest.raises(InvalidArgument, match="beyond the end"):
         await download(stub, task_id="an-export", name="model.gguf", offset=len(content) + 1)
-    tasks.tasks["an-export"].state = task_pb2.STATE_RUNNING
+    office.known.tasks["an-export"].state = task_pb2.STATE_RUNNING
     with pytest.raises(FailedPrecondition, match="is RUNNING and has no files"):
         await download(stub, task_id="an-export", name="model.gguf")
 
 
-async def test_a_damaged_file_ends_with_an_error(stub: Any, bench: Bench, tasks: Tasks, tmp_path: Path) -> None:
-    content = await completed(bench, tasks, tmp_path)
+async def test_a_damaged_file_ends_with_an_error(stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path) -> None:
+    content = await completed(bench, office, tmp_path)
     await bench.store.put_bytes("tasks/an-export/attempts/1/output/model.gguf", content[:-1] + b"x")
     with pytest.raises(Internal, match="damaged"):
         await download(stub, task_id="an-export", name="model.gguf")
@@ -288,12 +237,12 @@ async def unpacked(stub: Any, **request: Any) -> zipfile.ZipFile:
 
 
 async def test_a_stored_model_is_a_zip_as_it_is_or_its_adapter_alone(
-    stub: Any, bench: Bench, tasks: Tasks, adapter: Path
+    stub: Any, bench: Bench, office: TaskOffice, adapter: Path
 ) -> None:
     source = bench.source()
     await bench.add_checkpoint(source, adapter, 8)
     await bench.finish(source, adapter, 12)
-    tasks.sources["a-training"] = source
+    office.known.add(source)
     for request in ({"checkpoint_step": 8}, {}):
         archive = await unpacked(stub, task_id="a-training", **request)
         assert archive.testzip() is None
@@ -306,9 +255,9 @@ async def test_a_stored_model_is_a_zip_as_it_is_or_its_adapter_alone(
 
 
 async def test_a_model_that_is_not_there_is_refused(
-    stub: Any, bench: Bench, tasks: Tasks, adapter: Path, base: Path
+    stub: Any, bench: Bench, office: TaskOffice, adapter: Path, base: Path
 ) -> None:
-    source = tasks.sources["a-training"] = bench.source()
+    source = office.known.add(bench.source())
     with pytest.raises(FailedPrecondition, match="has no final model"):
         await unpacked(stub, task_id="a-training")
     with pytest.raises(NotFound, match="no stored checkpoint of step 3"):
@@ -324,9 +273,9 @@ async def test_a_model_that_is_not_there_is_refused(
 
 
 async def test_checks_a_specification_for_the_task_service(
-    stub: Any, bench: Bench, tasks: Tasks, adapter: Path
+    stub: Any, bench: Bench, office: TaskOffice, adapter: Path
 ) -> None:
-    source = tasks.sources["a-training"] = bench.source()
+    source = office.known.add(bench.source())
     await bench.finish(source, adapter, 12)
     request = pb.CheckSpecRequest(spec=SPEC, source=source)
     assert list((await stub.CheckSpec(request)).problems) == []
@@ -337,7 +286,7 @@ async def test_checks_a_specification_for_the_task_service(
 
 
 async def test_a_callers_word_is_not_taken_for_what_a_task_has_stored(
-    stub: Any, bench: Bench, tasks: Tasks, adapter: Path
+    stub: Any, bench: Bench, office: TaskOffice, adapter: Path
 ) -> None:
     claimed = bench.source()
     await bench.finish(claimed, adapter, 12)
@@ -345,18 +294,16 @@ async def test_a_callers_word_is_not_taken_for_what_a_task_has_stored(
     assert [(item.field, item.message) for item in (await stub.CheckSpec(request)).problems] == [
         ("export.source_task_id", "there is no task a-training")
     ]
-    tasks.sources["a-training"] = bench.source()
+    office.known.add(bench.source())
     told = (await stub.CheckSpec(request)).problems
     assert [item.field for item in told] == ["export.checkpoint_step"]
     assert "has no final model" in told[0].message
 
 
-async def test_a_workers_word_is_taken(serving: Serving, bench: Bench, tmp_path: Path, adapter: Path) -> None:
-    source, key = bench.source(), generate_private_key()
+async def test_a_workers_word_is_taken(serving: Serving, bench: Bench, adapter: Path) -> None:
+    source = bench.source()
     await bench.finish(source, adapter, 12)
-    (tmp_path / "public.pem").write_bytes(public_key(key))
-    token = TokenIssuer(key).issue("worker", Role.SERVICE, timedelta(minutes=5))
-    async with serving(token, public_key_file=tmp_path / "public.pem") as stub:
+    async with serving("worker", Role.SERVICE) as stub:
         assert list((await stub.CheckSpec(pb.CheckSpecRequest(spec=SPEC, source=source))).problems) == []
 
 

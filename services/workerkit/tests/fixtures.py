@@ -11,6 +11,7 @@ from servicekit.grpc_server import running_server
 from servicekit.objects import ObjectStore, open_object_store
 from servicekit.settings import ServiceSettings
 from services.workerkit.tests.desk import NAME, Desk
+from services.workerkit.tests.known_tasks import TaskOffice, running_tasks
 from tests.support.nats import NatsServer
 from tunesmith.task.v1 import task_service_pb2_grpc
 
@@ -40,6 +41,13 @@ async def desk_port(desk: Desk) -> AsyncIterator[int]:
     servicers = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, desk, NAME)]
     async with running_server(ServiceSettings(drain_seconds=0), servicers) as server:
         yield server.port
+
+
+@pytest.fixture
+async def office(tmp_path: Path) -> AsyncIterator[TaskOffice]:
+    """A task service that tells users of their tasks."""
+    async with running_tasks(tmp_path / "public.pem") as running:
+        yield running
 
 
 @pytest.fixture

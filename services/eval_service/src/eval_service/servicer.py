@@ -8,9 +8,12 @@ from eval_service.evaluations import Evaluations
 from eval_service.generation.generation import Generation
 from eval_service.generation.servicer import GenerationServicer
 from eval_service.scores import SCORES
+from servicekit.errors import NotFound, Problem
 from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from tunesmith.eval.v1 import eval_service_pb2 as pb
+from tunesmith.task.v1 import task_service_pb2_grpc
+from workerkit.sources import trusted_source
 from workerkit.turns import Turns
 
 if TYPE_CHECKING:
@@ -23,9 +26,15 @@ class EvalServicer(GenerationServicer):
     """Serves tunesmith.eval.v1.EvalService. What reads a user's files waits for the user's turn."""
 
     def __init__(
-        self, evaluations: Evaluations, checks: EvaluationChecks, generation: Generation, turns: Turns
+        self,
+        tasks: "task_service_pb2_grpc.TaskServiceAsyncStub",
+        evaluations: Evaluations,
+        checks: EvaluationChecks,
+        generation: Generation,
+        turns: Turns,
     ) -> None:
         super().__init__(generation)
+        self._tasks = tasks
         self._evaluations = evaluations
         self._checks = checks
         self._turns = turns
@@ -66,8 +75,15 @@ class EvalServicer(GenerationServicer):
             yield piece
 
     async def CheckSpec(self, request: pb.CheckSpecRequest, context: "Context") -> pb.CheckSpecResponse:
-        check, token = self._checks.check, token_of(context)
         async with self._turns.of(current_principal().user):
-            checked = await self._turns.run(check, request.spec, request.source, token=token)
-        problems = [pb.SpecProblem(field=item.field, message=item.message) for item in checked.problems]
+            found = await self._problems(request, token_of(context))
+        problems = [pb.SpecProblem(field=item.field, message=item.message) for item in found]
         return pb.CheckSpecResponse(problems=problems)
+
+    async def _problems(self, request: pb.CheckSpecRequest, token: str) -> list[Problem]:
+        """What is wrong with a specification."""
+        try:
+            source = await trusted_source(self._tasks, request.source, request.spec.source_task_id, token)
+        except NotFound as error:
+            return [Problem("evaluate.source_task_id", error.message)]
+        return (await self._turns.run(self._checks.check, request.spec, source, token=token)).problems

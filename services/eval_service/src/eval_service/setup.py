@@ -40,7 +40,8 @@ async def run(settings: EvalSettings) -> None:
             launcher=place.launcher,
         )
         generation = await stack.enter_async_context(generating)
-        servicer = EvalServicer(Evaluations(place.tasks, place.store), checks, generation, Turns())
+        evaluations = Evaluations(place.tasks, place.store)
+        servicer = EvalServicer(place.tasks, evaluations, checks, generation, Turns())
         servicers: list[Servicer] = [(eval_service_pb2_grpc.add_EvalServiceServicer_to_server, servicer, NAME)]
         shop = EvaluationShop(place.store, place.launcher, checks, settings.output_root, place.patience)
         worker = place.worker("evaluate", partial(EvaluationWork, shop))

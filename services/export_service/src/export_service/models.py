@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator
 
 from export_service.downloads import zip_pieces
-from export_service.exports import identity
 from export_service.sources import has_adapter, is_adapter_file, stored_model
 from servicekit.errors import FailedPrecondition, NotFound
 from servicekit.objects import ObjectStore
-from tunesmith.task.v1 import task_pb2, task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import task_pb2, task_service_pb2_grpc
 from workerkit.artifacts import ArtifactDamaged, read_manifest
+from workerkit.sources import source_of
 
 
 class StoredModels:
@@ -18,21 +18,13 @@ class StoredModels:
         self._tasks = tasks
         self._store = store
 
-    async def source(self, task_id: str, token: str) -> task_service_pb2.TaskSource:
-        """What a task has produced, as the task service knows it. NotFound also for somebody else's task."""
-        request = task_service_pb2.GetTaskSourceRequest(task_id=task_id)
-        answer: task_service_pb2.GetTaskSourceResponse = await self._tasks.GetTaskSource(
-            request, metadata=identity(token)
-        )
-        return answer.source
-
     async def download(self, task_id: str, step: int, *, adapter_only: bool, token: str) -> AsyncIterator[bytes]:
         """A ZIP of a checkpoint, for step 0 of the final model. An adapter alone comes without optimiser state.
 
         NotFound without such a task or checkpoint, FailedPrecondition for the adapter of a full training, before there
         is a final model, and when its manifest is missing or damaged.
         """
-        source = await self.source(task_id, token)
+        source = await source_of(self._tasks, task_id, token)
         if adapter_only and not has_adapter(source):
             message = f"task {task_id} has trained all weights and has no adapter; download the whole model"
             raise FailedPrecondition(message, reason="NO_ADAPTER")

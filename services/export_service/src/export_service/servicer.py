@@ -12,6 +12,8 @@ from servicekit.grpc_server import token_of
 from servicekit.identity import current_principal
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
+from tunesmith.task.v1 import task_service_pb2_grpc
+from workerkit.sources import trusted_source
 from workerkit.turns import Turns
 
 if TYPE_CHECKING:
@@ -23,7 +25,15 @@ if TYPE_CHECKING:
 class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
     """Serves tunesmith.export.v1.ExportService. What reads a user's files waits for the user's turn."""
 
-    def __init__(self, exports: Exports, models: StoredModels, checks: ExportChecks, turns: Turns) -> None:
+    def __init__(
+        self,
+        tasks: "task_service_pb2_grpc.TaskServiceAsyncStub",
+        exports: Exports,
+        models: StoredModels,
+        checks: ExportChecks,
+        turns: Turns,
+    ) -> None:
+        self._tasks = tasks
         self._exports = exports
         self._models = models
         self._checks = checks
@@ -77,11 +87,9 @@ class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
         return pb.CheckSpecResponse(problems=problems)
 
     async def _problems(self, request: pb.CheckSpecRequest, token: str) -> list[Problem]:
-        """What is wrong with a specification. Only a worker's word is taken for what the source has produced."""
-        source = request.source
-        if not current_principal().is_service:
-            try:
-                source = await self._models.source(request.spec.source_task_id, token)
-            except NotFound as error:
-                return [Problem(SOURCE, error.message)]
+        """What is wrong with a specification."""
+        try:
+            source = await trusted_source(self._tasks, request.source, request.spec.source_task_id, token)
+        except NotFound as error:
+            return [Problem(SOURCE, error.message)]
         return (await self._checks.check(request.spec, source, token=token)).problems

@@ -42,7 +42,7 @@ async def run(settings: ExportSettings) -> None:
 
         asked, _ = checks_in(turns.run)
         exports, models = Exports(place.tasks, place.store), StoredModels(place.tasks, place.store)
-        servicer = ExportServicer(exports, models, asked, turns)
+        servicer = ExportServicer(place.tasks, exports, models, asked, turns)
         servicers: list[Servicer] = [(export_service_pb2_grpc.add_ExportServiceServicer_to_server, servicer, NAME)]
         checks, rows = checks_in(asyncio.to_thread)
         shop = Workshop(place.store, place.launcher, checks, rows, settings.output_root, place.patience)

@@ -133,6 +133,15 @@ def test_gguf_files_have_their_documented_names_and_pass(tmp_path: Path, base: P
     assert measured["step"] == 8 and "perplexity/merged_model-Q8_0.gguf" in measured["values"]
 
 
+def test_a_type_that_wants_an_importance_matrix_takes_it_from_the_rows_as_the_adapter_was_trained_on_them(
+    tmp_path: Path, base: Path, adapter: Path
+) -> None:
+    made = job(tmp_path, "gguf", base, adapter, quantizations=("IQ2_M",), modelfile=False)
+    export(tmp_path, Recorder(), StopRequest())
+    assert [artifact.name for artifact in result_of(made).artifacts] == ["merged_model-IQ2_M.gguf"]
+    assert all(check.passed for check in result_of(made).checks)
+
+
 def test_the_base_model_alone_is_named_after_it(tmp_path: Path, base: Path) -> None:
     made = job(tmp_path, "gguf_base", base, None, quantizations=("Q8_0",), modelfile=False)
     export(tmp_path, Recorder(), StopRequest())

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 from modelkit.datasets import DataCache, key_of
 from modelkit.errors import InvalidDataset, Problem
 from servicekit.errors import InvalidArgument, NotFound
-from servicekit.grpc_client import bearer
 from servicekit.objects import ObjectInfo, ObjectStore, redacted_url
 from tunesmith.task.v1 import dataset_service_pb2 as datasets
+from workerkit.sources import identity
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class RemoteDatasets:
         return entry / key.removeprefix(base) if found[0].key == key else entry
 
     async def _ask(self, request: datasets.GetDatasetRequest, token: str) -> Any:
-        return await self._get_dataset(request, metadata=bearer(token) if token else None)
+        return await self._get_dataset(request, metadata=identity(token))
 
     async def _find(self, key: str) -> list[ObjectInfo]:
         """The object of a key, else those in the folder of that name."""

@@ -16,7 +16,8 @@ from eval_service.generation.requests import wish_of
 from eval_service.generation.sources import Choice, choose
 from servicekit.identity import Principal
 from tunesmith.eval.v1 import eval_service_pb2 as pb
-from tunesmith.task.v1 import task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import task_service_pb2_grpc
+from workerkit.sources import source_of
 
 MOST_NOTES = 1024
 
@@ -60,7 +61,7 @@ class Generation:
         many wait, Internal when the model's process dies.
         """
         wish = wish_of(request)
-        choice = choose(request, await self._source(request.task_id, token))
+        choice = choose(request, await source_of(self._tasks, request.task_id, token))
         progress = Progress()
         loading = asyncio.create_task(self._ready(choice, progress))
         try:
@@ -85,11 +86,6 @@ class Generation:
                 model.use_time.FromDatetime(note.used)
                 found.append(model)
         return sorted(found, key=lambda model: model.use_time.ToNanoseconds(), reverse=True)
-
-    async def _source(self, task_id: str, token: str) -> task_service_pb2.TaskSource:
-        request = task_service_pb2.GetTaskSourceRequest(task_id=task_id)
-        metadata = (("authorization", f"Bearer {token}"),) if token else None
-        return (await self._tasks.GetTaskSource(request, metadata=metadata)).source
 
     async def _ready(self, choice: Choice, progress: Progress) -> _Ready:
         """Holds the model of a choice, loaded and with its adapter in memory."""

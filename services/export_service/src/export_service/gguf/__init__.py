@@ -12,11 +12,20 @@ from export_service.gguf.problems import problems
 
 if TYPE_CHECKING:
     from export_service.gguf.adapter_file import write_adapter
-    from export_service.gguf.job import GgufJob, write
+    from export_service.gguf.job import GgufJob, tokenizer_of, write
 
-__all__ = ["FILE_TYPES", "GgufJob", "GgufNotPossible", "QuantizationFailed", "problems", "write", "write_adapter"]
+__all__ = [
+    "FILE_TYPES",
+    "GgufJob",
+    "GgufNotPossible",
+    "QuantizationFailed",
+    "problems",
+    "tokenizer_of",
+    "write",
+    "write_adapter",
+]
 
-_WRITERS = {"GgufJob": "job", "write": "job", "write_adapter": "adapter_file"}
+_WRITERS = {"GgufJob": "job", "tokenizer_of": "job", "write": "job", "write_adapter": "adapter_file"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,9 @@ from export_service.job import Job
 from export_service.names import MERGED_STEM, adapter_archive, adapter_gguf, model_stem
 from export_service.recipes.archive import write_archive
 from export_service.recipes.progress import ExportStopped, Progress
-from export_service.recipes.texts import prompts, tokenizer_directory, training_texts
+from export_service.recipes.texts import prompts, training_texts
 from export_service.results import CheckResult, write_result
 from modelkit.identity import require_same_base
-from modelkit.loading import load_tokenizer
 from modelkit.merging import MergeStopped, merge
 from workerkit.child.errors import RecipeError
 from workerkit.child.events import WARNING, EventWriter
@@ -98,7 +97,7 @@ def write_gguf(job: Job, progress: Progress, adapter: Path | None, stem: str) ->
     part = progress.part(0.0, MADE)
     part(0.0, "reading the training rows")
     wants_text = any(gguf.FILE_TYPES[name].importance for name in job.quantizations if name in gguf.FILE_TYPES)
-    texts = training_texts(job.rows, load_tokenizer(tokenizer_directory(adapter, job.foundation))) if wants_text else []
+    texts = training_texts(job.rows, gguf.tokenizer_of(job.foundation, adapter)) if wants_text else []
     written = gguf.write(
         gguf.GgufJob(
             base=job.foundation,

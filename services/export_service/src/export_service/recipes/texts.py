@@ -1,7 +1,6 @@
 """Training rows as texts: as the model reads them, and as what somebody asks it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from export_service.rows import Messages
@@ -46,8 +45,3 @@ def training_texts(rows: Sequence[Messages], tokenizer: Any) -> list[str]:
 def _question(row: Messages) -> str:
     """The first thing that is asked in a row, or the beginning of its text."""
     return next((item["content"] for item in row if item["role"] in ("user", PLAIN)), "")
-
-
-def tokenizer_directory(model: Path | None, base: Path) -> Path:
-    """Where the tokenizer of a model lies: beside an adapter that brings its own, else with its base model."""
-    return model if model is not None and (model / "tokenizer.json").is_file() else base

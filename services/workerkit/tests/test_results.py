@@ -1,0 +1,108 @@
+"""Tasks of one kind as their users see them, over a real gRPC server and with real tokens."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem
+from servicekit.objects import ObjectStore
+from services.workerkit.tests.known_tasks import TaskOffice
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
+from workerkit.results import RESULT_BYTES, ResultKind, TaskResults, check_offset
+
+SPEC = spec_pb2.TaskSpec(evaluate=spec_pb2.EvaluateSpec(source_task_id="a-training"))
+Results = TaskResults[Any]
+
+
+def add(office: TaskOffice, task_id: str, prefix: str = "", spec: spec_pb2.TaskSpec = SPEC) -> None:
+    """A task of ann's; with a prefix it is completed."""
+    state = task_pb2.STATE_COMPLETED if prefix else task_pb2.STATE_RUNNING
+    source = task_service_pb2.TaskSource(task_id=task_id, name=f"{task_id}!", spec=spec, state=state)
+    source.output.prefix = prefix
+    office.known.add(source)
+
+
+@pytest.fixture
+async def results(office: TaskOffice, store: ObjectStore) -> AsyncIterator[Results]:
+    await store.prepare()
+    await store.put_bytes("tasks/done/output/result.json", b'{"points": 7}')
+    add(office, "done", "tasks/done/output/")
+    add(office, "running")
+    kind = ResultKind("evaluate", "evaluation", "report", "result.json", lambda raw: json.loads(raw)["points"])
+    yield TaskResults(office.stub, store, kind)
+    await store.close()
+
+
+async def listed(results: Results, office: TaskOffice, user: str = "ann") -> dict[str, Any]:
+    found, following = await results.page(10, "", office.token(user))
+    assert following == "more"
+    return {task.id: result for task, result in found}
+
+
+async def test_creating_makes_a_task_of_the_caller(results: Results, office: TaskOffice) -> None:
+    created = await results.create("", SPEC, office.token("bob"))
+    assert (created.state, created.owner, created.spec) == (task_pb2.STATE_PENDING, "bob", SPEC)
+    assert created.name.startswith("evaluate_2")
+    assert (await results.create("mine", SPEC, office.token())).name == "mine"
+
+
+async def test_what_is_refused_names_the_fields_of_the_request(results: Results, office: TaskOffice) -> None:
+    problems = [Problem("spec.evaluate.scores[0]", "there is no such score"), Problem("name", "is too long")]
+    office.known.refusal = InvalidArgument(reason="SPEC_INVALID", problems=problems)
+    with pytest.raises(InvalidArgument) as caught:
+        await results.create("", SPEC, office.token())
+    assert caught.value.reason == "SPEC_INVALID"
+    assert caught.value.problems == (Problem("spec.scores[0]", "there is no such score"), problems[1])
+    office.known.refusal = InvalidArgument("not so")
+    with pytest.raises(InvalidArgument, match="not so"):
+        await results.create("", SPEC, office.token())
+
+
+async def test_a_list_has_results_and_reads_each_once(results: Results, office: TaskOffice) -> None:
+    for _ in range(3):
+        assert await listed(results, office) == {"done": 7, "running": None}
+    assert office.known.asked_for_sources == 1
+
+
+async def test_a_result_that_cannot_be_read_spoils_no_list(
+    results: Results, office: TaskOffice, store: ObjectStore
+) -> None:
+    contents = {"damaged": b"{", "other": b"{}", "large": b" " * RESULT_BYTES + b"{}"}
+    for name, content in contents.items():
+        add(office, name, f"tasks/{name}/output")
+        await store.put_bytes(f"tasks/{name}/output/result.json", content)
+    add(office, "lost", "tasks/lost/output")
+    unread = dict.fromkeys([*contents, "lost"])
+    assert await listed(results, office) == {"done": 7, "running": None, **unread}
+    for name, error, message in (
+        ("damaged", Internal, "result.json of evaluation damaged is damaged"),
+        ("other", Internal, "KeyError"),
+        ("large", FailedPrecondition, "download its report instead"),
+        ("lost", NotFound, "evaluation lost has no result.json"),
+    ):
+        with pytest.raises(error, match=message):
+            await results.result(office.known.tasks[name], office.token())
+
+
+async def test_an_output_is_there_when_the_task_has_completed(results: Results, office: TaskOffice) -> None:
+    assert await results.output(office.known.tasks["done"], office.token()) == "tasks/done/output"
+    with pytest.raises(FailedPrecondition, match="evaluation running is RUNNING and has no report"):
+        await results.output(office.known.tasks["running"], office.token())
+
+
+async def test_what_belongs_to_others_or_is_of_another_kind_is_not_there(results: Results, office: TaskOffice) -> None:
+    assert (await results.task("done", office.token())).name == "done!"
+    add(office, "training", spec=spec_pb2.TaskSpec(finetune=spec_pb2.FinetuneSpec()))
+    for task_id, user, message in (("done", "bob", "there is no task"), ("training", "ann", "is no evaluation")):
+        with pytest.raises(NotFound, match=message):
+            await results.task(task_id, office.token(user))
+    assert await listed(results, office, "bob") == {}
+    assert "training" not in await listed(results, office)
+
+
+def test_an_offset_may_be_the_end_and_no_more() -> None:
+    check_offset(5, 5, "a.bin")
+    with pytest.raises(InvalidArgument, match=r"beyond the end of a\.bin, which has 5 bytes"):
+        check_offset(6, 5, "a.bin")
