@@ -160,6 +160,10 @@ async def test_errors_of_the_service(gateway: Gateway, stream: bool) -> None:
     gateway.evaluations.error = ResourceExhausted("too many wait", reason="GENERATION_QUEUE_FULL")
     status, document = await chat(gateway, stream=stream)
     assert (status, document["error"]["type"]) == (429, "rate_limit_error")
+    gateway.evaluations.error = InvalidArgument("messages: 3011 tokens are too many", reason="CONVERSATION_TOO_LONG")
+    status, document = await chat(gateway, stream=stream)
+    assert (status, document["error"]["param"]) == (400, "messages")
+    assert document["error"]["code"] == "context_length_exceeded"
     gateway.evaluations.error = InvalidArgument(problems=[Problem("checkpoint_step", "no such step")])
     status, document = await chat(gateway, stream=stream)
     assert (status, document["error"]["param"]) == (400, "model")
@@ -170,9 +174,15 @@ async def test_a_bad_token_is_told_in_their_shape(gateway: Gateway) -> None:
         response = await gateway.client.get(MODELS, headers={"authorization": header})
         assert response.status_code == 401
         assert response.json()["error"]["type"] == "authentication_error"
-    for path, status in (("/openai/v1/files", 404), (CHAT, 405)):
+
+
+async def test_a_route_that_is_not_there_is_no_model_that_is_not_there(gateway: Gateway) -> None:
+    for path, status, code in (("/openai/v1/files", 404, "route_not_found"), (CHAT, 405, "method_not_allowed")):
         response = await gateway.client.get(path)
-        assert (response.status_code, list(response.json()["error"])) == (status, ["message", "type", "param", "code"])
+        error = response.json()["error"]
+        assert list(error) == ["message", "type", "param", "code"]
+        assert (response.status_code, error["param"], error["code"]) == (status, None, code)
+        assert response.headers.get("allow") == ("POST" if status == 405 else None)
 
 
 async def test_a_body_that_is_no_json(gateway: Gateway) -> None:

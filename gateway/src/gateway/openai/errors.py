@@ -13,21 +13,26 @@ AUTHENTICATION, PERMISSION, RATE_LIMIT = "authentication_error", "permission_err
 REQUEST, SERVER = "invalid_request_error", "server_error"
 MODEL = "model"
 MODEL_NOT_FOUND = "model_not_found"
+ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
 _TYPES = {401: AUTHENTICATION, 403: PERMISSION, 429: RATE_LIMIT}
 # What the service calls what a client calls the model.
 _MODEL_FIELDS = ("task_id", "checkpoint_step", "artifact", "base_model")
+# Clients shorten a conversation when they read this code.
+_CODES = {"CONVERSATION_TOO_LONG": "context_length_exceeded"}
+_PARAMS = {"CONVERSATION_TOO_LONG": "messages"}
 
 
 def document(error: TunesmithError) -> dict[str, Any]:
     """The body of an error. param is the first field that is wrong; the message tells of all."""
     status = http_status(error)
-    param = None
+    no_model = isinstance(error, NotFound) and error.reason != ROUTE_NOT_FOUND
+    param = _PARAMS.get(error.reason)
     if error.problems:
         param = error.problems[0].field
         param = MODEL if param in _MODEL_FIELDS else param
-    elif isinstance(error, NotFound):
+    elif no_model:
         param = MODEL
-    code = MODEL_NOT_FOUND if isinstance(error, NotFound) else error.reason.lower()
+    code = MODEL_NOT_FOUND if no_model else _CODES.get(error.reason, error.reason.lower())
     kind = _TYPES.get(status, SERVER if status >= 500 else REQUEST)
     return {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
 

@@ -136,7 +136,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Errors of the routing itself."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
-    problem: TunesmithError = NotFound(f"there is nothing at {path}; /docs shows what there is")
+    nothing = f"there is nothing at {path}; /docs shows what there is"
+    problem: TunesmithError = NotFound(nothing, reason=errors.ROUTE_NOT_FOUND)
     if error.status_code == 405:
         problem = Unimplemented(f"{path} does not take {request.method}", reason=METHOD_NOT_ALLOWED)
-    return errors.failed(problem)
+    response = errors.failed(problem)
+    response.headers.update(error.headers or {})  # Allow, of a method that is not taken
+    return response
