@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from servicekit import subjects
+from servicekit import database, subjects
 from servicekit.bus import EventBus
 from servicekit.database import close_engine, create_engine, read_session_factory, session_factory
 from servicekit.errors import Unavailable
@@ -61,6 +62,45 @@ async def test_sqlite_keeps_what_it_committed(tmp_path: Path) -> None:
     async with engine.connect() as connection:
         assert {name: (await connection.scalar(text(f"PRAGMA {name}"))) for name in expected} == expected
     await engine.dispose()
+
+
+async def test_a_new_database_waits_for_another_process_that_opens_it(tmp_path: Path) -> None:
+    """Whoever writes to a database that is not in WAL mode yet keeps others from setting it; they must not fail."""
+    file = tmp_path / "test.db"
+    engine = create_engine(f"sqlite:///{file}")
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        opening = asyncio.ensure_future(engine.connect().start())
+        await asyncio.wait((opening,), timeout=0.2)
+        other.execute("COMMIT")
+        connection = await opening
+        assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        await connection.close()
+    finally:
+        other.close()
+        await engine.dispose()
+
+
+async def test_a_transaction_may_wait_longer_than_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "SQLITE_BUSY_SECONDS", 0)
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    async with engine.connect() as first:
+        await first.execute(text("SELECT 1"))
+        with pytest.raises(OperationalError, match="locked"):
+            async with engine.begin() as second:
+                await second.execute(text("SELECT 1"))
+        patient = asyncio.ensure_future(_begun(engine.execution_options(busy_seconds=30)))
+        await asyncio.wait((patient,), timeout=0.2)
+        assert not patient.done()
+        await first.rollback()
+        await patient
+    await engine.dispose()
+
+
+async def _begun(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1"))
 
 
 def test_other_databases_are_refused() -> None:

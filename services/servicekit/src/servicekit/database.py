@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SQLITE_BUSY_SECONDS = 15
+SQLITE_PRAGMAS = ("synchronous=FULL", "foreign_keys=ON", "cache_size=-4000")
+RETRY_SECONDS = 0.02
 ABANDONED_SECONDS = 5.0
 
 _abandoned: set[asyncio.Task[Any]] = set()
@@ -24,8 +27,9 @@ def create_engine(url: str, *, pool_size: int = 8) -> AsyncEngine:
     """An engine for "sqlite:///FILE" or "postgresql://...". The driver is chosen here.
 
     SQLite runs in WAL mode with synchronous FULL; a transaction that may write begins IMMEDIATE, so that two writers
-    queue up instead of failing half way. Reads go through sessions with the execution option readonly. A connection
-    is dear (with SQLite a thread), so the pool never opens more than pool_size and callers wait for one.
+    queue up instead of failing half way; they wait SQLITE_BUSY_SECONDS for each other, or what the execution option
+    busy_seconds says. Reads go through sessions with the execution option readonly. A connection is dear (with SQLite a
+    thread), so the pool never opens more than pool_size and callers wait for one.
     """
     parsed = make_url(url)
     backend = parsed.get_backend_name()
@@ -44,20 +48,46 @@ def _sqlite(url: Any, pool_size: int) -> AsyncEngine:
     )
 
     @event.listens_for(engine.sync_engine, "connect")
-    def set_pragmas(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        cursor: sqlite3.Cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-4000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+    def prepare(connection: Any, _: Any) -> None:
+        connection.run_async(_prepare)
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
         options = connection.get_execution_options()
-        if not options.get("single_statement", False):
-            connection.exec_driver_sql("BEGIN" if options.get("readonly", False) else "BEGIN IMMEDIATE")
+        if options.get("single_statement", False):
+            return
+        if options.get("readonly", False):
+            connection.exec_driver_sql("BEGIN")
+            return
+        seconds = options.get("busy_seconds", SQLITE_BUSY_SECONDS)
+        if seconds != SQLITE_BUSY_SECONDS:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={int(1000 * seconds)}")
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        finally:
+            if seconds != SQLITE_BUSY_SECONDS:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout={1000 * SQLITE_BUSY_SECONDS}")
 
     return engine
+
+
+async def _prepare(connection: aiosqlite.Connection) -> None:
+    """Sets up a new connection. A database becomes one in WAL mode only while nobody writes to it.
+
+    SQLite does not wait for that by itself, so processes that open a new database together would fail.
+    """
+    connection.isolation_level = None
+    deadline = asyncio.get_running_loop().time() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            await connection.execute_fetchall("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
+    for pragma in SQLITE_PRAGMAS:
+        await connection.execute_fetchall(f"PRAGMA {pragma}")
 
 
 def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:

@@ -9,11 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_KEY = 0x74756E65  # any number that nobody else uses in this database
+# Processes that start together wait for the one that migrates; a large database may take long.
+WAIT_SECONDS = 600.0
 
 
 async def migrate(engine: AsyncEngine) -> None:
     """Runs the migrations that the database has not seen. When it is interrupted, nothing has changed."""
-    async with engine.begin() as connection:
+    async with engine.execution_options(busy_seconds=WAIT_SECONDS).begin() as connection:
         # SQLite has the writer's lock already, because the transaction began IMMEDIATE.
         if connection.dialect.name == "postgresql":
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
