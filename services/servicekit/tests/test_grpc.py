@@ -14,11 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servicekit import errors
 from servicekit.errors import Problem, TunesmithError
 from servicekit.grpc_client import bearer
-from servicekit.grpc_server import running_server, token_of
+from servicekit.grpc_server import running_server, token_of, violations
 from servicekit.identity import Role, TokenIssuer, generate_private_key
 from servicekit.settings import ServiceSettings
 from tests.support.ports import free_port
-from tunesmith.task.v1 import task_service_pb2
+from tunesmith.task.v1 import spec_pb2, task_service_pb2
 
 from .conftest import TASK_ID, TASK_SERVICE, Deployment
 
@@ -298,3 +298,12 @@ def test_a_call_that_its_caller_did_not_cancel_may_be_tried_again() -> None:
     nothing = grpc.aio.Metadata()
     cut_off = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, nothing, nothing, details="CANCELLED")
     assert isinstance(errors.from_rpc_error(cut_off), errors.Unavailable)
+
+
+def test_what_is_left_out_must_be_given_and_what_is_wrong_is_told() -> None:
+    export = spec_pb2.ExportSpec(checkpoint_step=-1)
+    assert violations(export) == [
+        Problem("source_task_id", "must be given"),
+        Problem("checkpoint_step", "must be greater than or equal to 0"),
+        Problem("format", "must be given"),
+    ]

@@ -46,6 +46,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 # A servicer with the function that adds it to a server and its full name, for health and reflection.
 Servicer = tuple[Callable[[Any, grpc.aio.Server], None], Any, str]
+# Rules that say of a text or a choice that there must be one.
+_WANTED = ("string.min_len", "enum.not_in")
 
 
 def field_path(violation: protovalidate.Violation) -> str:
@@ -62,10 +64,13 @@ def field_path(violation: protovalidate.Violation) -> str:
 
 def violations(request: Message) -> list[Problem]:
     """Every breach of the rules that a request's proto states."""
-    return [
-        Problem(field_path(violation), violation.proto.message)
-        for violation in protovalidate.collect_violations(request)
-    ]
+    return [Problem(field_path(violation), _said(violation)) for violation in protovalidate.collect_violations(request)]
+
+
+def _said(violation: protovalidate.Violation) -> str:
+    """What is wrong; of a text or choice that is left out not that it is too short, or not one of a list."""
+    is_left_out = violation.proto.rule_id in _WANTED and not violation.field_value
+    return "must be given" if is_left_out else str(violation.proto.message)
 
 
 def validates_itself(method: Method) -> Method:
