@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 from gateway.tests.conftest import TASK_ID, Gateway, finetune_task
 from servicekit.errors import InvalidArgument, NotFound, Unavailable
 from tests.support.waiting import eventually
-from tunesmith.task.v1 import event_pb2, task_pb2
+from tunesmith.task.v1 import event_pb2, spec_pb2, task_pb2
 from tunesmith.task.v1.task_service_pb2 import (
     WatchTaskRequest,
     WatchTaskResponse,
@@ -101,6 +101,35 @@ async def test_one_task_until_its_end(gateway: Gateway) -> None:
     request = gateway.tasks.requests[0]
     assert isinstance(request, WatchTaskRequest)
     assert request.task_id == TASK_ID
+
+
+def other_kinds() -> list[task_pb2.Task]:
+    """An evaluation and an export, both failed: of such a training a state and an error are told."""
+    specs = (
+        spec_pb2.TaskSpec(evaluate=spec_pb2.EvaluateSpec(source_task_id="t1")),
+        spec_pb2.TaskSpec(export=spec_pb2.ExportSpec(source_task_id="t1")),
+    )
+    return [task_pb2.Task(id=TASK_ID, spec=spec, state=task_pb2.STATE_FAILED) for spec in specs]
+
+
+async def test_evaluations_and_exports_are_not_told(gateway: Gateway) -> None:
+    """The training guide's messages are about trainings; other tasks have streams of their own."""
+    async with open_socket(gateway) as socket:
+        for task in other_kinds():
+            tell(gateway, "task.failed", task=task)
+            tell(gateway, "task.progressed", progress=task_pb2.Progress(step=5))
+        tell(gateway, "task.created", task=finetune_task(name="a training"))
+        message = await receive(socket)
+        assert (message["type"], message["data"]["status"]) == ("status", "running")
+
+
+async def test_an_evaluation_or_an_export_is_no_training(gateway: Gateway) -> None:
+    for task in other_kinds():
+        async with open_socket(gateway, f"/ws/training/{TASK_ID}") as socket:
+            tell(gateway, "task.snapshot", one=True, task=task)
+            message = await receive(socket)
+            assert (message["type"], message["data"]["error"]) == ("error", f"there is no task {TASK_ID}")
+            assert await closed(socket) == 1008
 
 
 async def test_pings_are_answered_in_their_own_form(gateway: Gateway) -> None:

@@ -1,12 +1,14 @@
-"""The WebSockets that are served: /ws/training for all of the caller's tasks, /ws/training/{task_id} for one."""
+"""The WebSockets that are served: /ws/training for all of the caller's trainings, /ws/training/{task_id} for one."""
 
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from gateway.backends import Backends
 from gateway.calls import call_metadata
+from gateway.guide.tasks import is_training
 from gateway.http import Request, Send
 from gateway.settings import GatewaySettings
 from gateway.ws.connection import Connection, Events
@@ -72,11 +74,22 @@ class Sockets:
 
     def _one(self, task_id: str, cursor: str, metadata: Metadata) -> AsyncGenerator[tuple[event_pb2.TaskEvent, str]]:
         request = task_service_pb2.WatchTaskRequest(task_id=task_id, cursor=cursor)
-        return _pairs(lambda: self._tasks.WatchTask(request, metadata=metadata))
+        return _of_training(task_id, _pairs(lambda: self._tasks.WatchTask(request, metadata=metadata)))
 
     def _all(self, cursor: str, metadata: Metadata) -> AsyncGenerator[tuple[event_pb2.TaskEvent, str]]:
         request = task_service_pb2.WatchTasksRequest(cursor=cursor)
         return _pairs(lambda: self._tasks.WatchTasks(request, metadata=metadata))
+
+
+async def _of_training(
+    task_id: str, events: AsyncGenerator[tuple[event_pb2.TaskEvent, str]]
+) -> AsyncGenerator[tuple[event_pb2.TaskEvent, str]]:
+    """The events of a training. Raises NotFound for an evaluation or export, as this surface's other routes do."""
+    async with aclosing(events) as source:
+        async for event, cursor in source:
+            if event.HasField("task") and not is_training(event.task):
+                raise NotFound(f"there is no task {task_id}", reason="TASK_NOT_FOUND")
+            yield event, cursor
 
 
 async def _pairs(open_call: Callable[[], Any]) -> AsyncGenerator[tuple[event_pb2.TaskEvent, str]]:
