@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from servicekit.errors import ResourceExhausted
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
 from servicekit.identity import Role
-from servicekit.objects import ObjectStore
 from servicekit.settings import ServiceSettings
 from services.eval_service.tests.bench import Bench
 from services.workerkit.tests.known_tasks import TaskOffice
@@ -23,12 +21,6 @@ from tunesmith.task.v1 import spec_pb2
 from workerkit.turns import Limits, Turns
 
 Serving = Callable[..., AbstractAsyncContextManager[Any]]
-
-
-@pytest.fixture
-async def bench(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Bench]:
-    yield Bench(tmp_path, store)
-    await store.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What is wrong with an evaluation is found before it is accepted, all at once (T26, F40)."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,8 @@ import pytest
 
 from eval_service import suites
 from eval_service.candidates import candidates_of, is_needed, missing_steps
-from servicekit.objects import ObjectStore
 from services.eval_service.tests.bench import Bench
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
-
-
-@pytest.fixture
-async def bench(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Bench]:
-    yield Bench(tmp_path, store)
-    await store.close()
 
 
 def evaluation(**fields: Any) -> spec_pb2.EvaluateSpec:
@@ -33,7 +25,7 @@ def problems(bench: Bench, spec: spec_pb2.EvaluateSpec, **parameters: Any) -> di
 def test_nothing_is_wrong_with_a_plain_evaluation(bench: Bench) -> None:
     checked = bench.checks.check(evaluation(include_base_model=True), bench.source())
     assert checked.problems == []
-    assert checked.model_dir == bench.model
+    assert checked.model_dir == bench.base
     assert checked.dataset is not None
 
 
@@ -60,6 +52,19 @@ def test_every_problem_is_told_at_once(bench: Bench, tmp_path: Path) -> None:
     assert "semantic_similarity" in found["evaluate.scores[1]"]
     assert "does not fit" in found["evaluate.scores[2]"]
     assert "no config.json" in found["evaluate.embedding_model"]
+
+
+def test_what_could_not_count_is_refused_instead_of_passed_over(bench: Bench, tmp_path: Path) -> None:
+    found = problems(bench, evaluation(scores=["perplexity"], weights={"coverage": 1.0, "exact_match": 0.0}))
+    assert set(found) == {"evaluate.weights[coverage]"}
+    assert "not computed" in problems(bench, evaluation(weights={"accuracy": 1.0}))["evaluate.weights[accuracy]"]
+    plain = tmp_path / "data" / "plain.jsonl"
+    plain.write_text(json.dumps({"text": "a plain text"}) + "\n")
+    own = spec_pb2.DatasetSource(path=str(plain))
+    assert problems(bench, evaluation(dataset=own)) == {}
+    found = problems(bench, evaluation(dataset=own, scores=["perplexity", "coverage"]))
+    assert set(found) == {"evaluate.scores[1]"}
+    assert "plain texts" in found["evaluate.scores[1]"]
 
 
 def test_rows_must_have_been_held_out_or_be_named(bench: Bench, tmp_path: Path) -> None:

@@ -2,21 +2,15 @@
 
 import json
 import os
-import secrets
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from servicekit.bus import EventBus
-from servicekit.grpc_server import running_server
-from servicekit.objects import ObjectStore
-from servicekit.settings import ServiceSettings
 from services.eval_service.tests.bench import Bench
-from services.workerkit.tests.desk import NAME, Desk, payloads
+from services.workerkit.tests.desk import Desk, payloads
 from tests.support.nats import NatsServer
-from tunesmith.task.v1 import spec_pb2, task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import spec_pb2, task_service_pb2
 
 pytestmark = pytest.mark.timeout(240)  # the libraries are loaded once for each test
 
@@ -27,25 +21,6 @@ QUICK = spec_pb2.EvaluateSpec(
     sampling=spec_pb2.SamplingParameters(max_tokens=4),
     scores=["perplexity", "token_f1"],
 )
-
-
-@pytest.fixture
-def desk(bus: EventBus) -> Desk:
-    return Desk(bus, f"pool-{secrets.token_hex(4)}", kind="evaluate")
-
-
-@pytest.fixture
-async def desk_port(desk: Desk) -> AsyncIterator[int]:
-    servicers = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, desk, NAME)]
-    async with running_server(ServiceSettings(drain_seconds=0), servicers) as server:
-        yield server.port
-
-
-@pytest.fixture
-async def bench(store: ObjectStore, tmp_path: Path) -> AsyncIterator[Bench]:
-    await store.prepare()
-    yield Bench(tmp_path, store)
-    await store.close()
 
 
 async def submit(desk: Desk, spec: spec_pb2.EvaluateSpec, source: task_service_pb2.TaskSource | None) -> str:
@@ -60,7 +35,7 @@ async def test_an_evaluation_survives_the_death_of_its_child_and_leaves_its_repo
 ) -> None:
     source = bench.source()
     for step in (10, 20):
-        await bench.add_checkpoint(source, step)
+        await bench.add_adapter(source, step)
     final = source.checkpoints.pop()
     trained = bench.data.parent / "trained"
     trained.mkdir()
@@ -95,7 +70,7 @@ async def test_a_stop_ends_in_order_with_nothing_to_see(
     bench: Bench, desk: Desk, desk_port: int, shared_nats_server: NatsServer
 ) -> None:
     source = bench.source()
-    await bench.add_checkpoint(source, 10)
+    await bench.add_adapter(source, 10)
     spec = spec_pb2.EvaluateSpec()
     spec.CopyFrom(QUICK)
     spec.sampling.max_tokens = 100_000
@@ -113,7 +88,7 @@ async def test_what_cannot_be_scored_fails_with_the_reason(
     bench: Bench, desk: Desk, desk_port: int, shared_nats_server: NatsServer
 ) -> None:
     source = bench.source()
-    await bench.add_checkpoint(source, 10)
+    await bench.add_adapter(source, 10)
     damaged = source.checkpoints[0].prefix + "/adapter_model.safetensors"
     missing = spec_pb2.EvaluateSpec(source_task_id="a-training", checkpoint_steps=[99])
     async with bench.worker(desk, desk_port, shared_nats_server.url):

@@ -1,7 +1,6 @@
 """What speaks against an export is told at submit, all of it at once (row C44; bad inputs 48, 59)."""
 
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,40 +8,14 @@ import pytest
 from export_service.checks import CheckedExport
 from export_service.disk import MEBIBYTE, Amounts, Places, amounts, shortages
 from modelkit.scratch import build
-from servicekit.objects import ObjectStore
 from services.export_service.tests.bench import Bench
-from services.export_service.tests.trained import CORPUS, base_model, trained_adapter
+from services.export_service.tests.trained import CORPUS, trained_adapter
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
 ADAPTER, MERGED = spec_pb2.EXPORT_FORMAT_ADAPTER, spec_pb2.EXPORT_FORMAT_MERGED
 GGUF, GGUF_BASE = spec_pb2.EXPORT_FORMAT_GGUF, spec_pb2.EXPORT_FORMAT_GGUF_BASE
 GGUF_ADAPTER = spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER
 Source = task_service_pb2.TaskSource
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_adapter(base, tmp_path_factory.mktemp("trained") / "checkpoint-8")
-
-
-@pytest.fixture
-async def bench(store: ObjectStore, tmp_path: Path, base: Path) -> AsyncIterator[Bench]:
-    await store.prepare()
-    yield Bench(tmp_path, store, base)
-    await store.close()
-
-
-@pytest.fixture
-async def source(bench: Bench, adapter: Path) -> Source:
-    found = bench.source()
-    await bench.add_checkpoint(found, adapter, 8)
-    await bench.finish(found, adapter, 12)
-    return found
 
 
 def spec(form: int, **more: object) -> spec_pb2.ExportSpec:

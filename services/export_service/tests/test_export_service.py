@@ -20,9 +20,8 @@ from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, Not
 from servicekit.grpc_client import bearer, open_channel
 from servicekit.grpc_server import running_server
 from servicekit.identity import Role
-from servicekit.objects import ObjectStore
 from services.export_service.tests.bench import Bench
-from services.export_service.tests.trained import base_model, trained_adapter
+from services.export_service.tests.trained import trained_adapter
 from services.workerkit.tests.known_tasks import TaskOffice
 from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.export.v1 import export_service_pb2_grpc
@@ -38,23 +37,11 @@ TASK_SPEC = spec_pb2.TaskSpec(export=SPEC)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = trained_adapter(base, tmp_path_factory.mktemp("trained") / "checkpoint-8")
     (folder / "runs").mkdir()
     (folder / "runs" / "events").write_text("curves")
     return folder
-
-
-@pytest.fixture
-async def bench(store: ObjectStore, tmp_path: Path, base: Path) -> AsyncIterator[Bench]:
-    await store.prepare()
-    yield Bench(tmp_path, store, base)
-    await store.close()
 
 
 Serving = Callable[..., AbstractAsyncContextManager[Any]]

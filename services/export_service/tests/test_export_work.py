@@ -2,65 +2,21 @@
 
 import asyncio
 import os
-import secrets
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from export_service.results import RESULT, Result
-from servicekit.bus import EventBus
-from servicekit.grpc_server import running_server
-from servicekit.objects import ObjectStore
-from servicekit.settings import ServiceSettings
 from services.export_service.tests.bench import Bench
-from services.export_service.tests.trained import base_model, trained_adapter
-from services.workerkit.tests.desk import NAME, Desk, payloads
+from services.workerkit.tests.desk import Desk, payloads
 from tests.support.nats import NatsServer
-from tunesmith.task.v1 import spec_pb2, task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import spec_pb2, task_service_pb2
 
 pytestmark = pytest.mark.timeout(240)  # the libraries are loaded once for each test
 
 SECONDS = 120.0
 Source = task_service_pb2.TaskSource
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_adapter(base, tmp_path_factory.mktemp("trained") / "checkpoint-8")
-
-
-@pytest.fixture
-def desk(bus: EventBus) -> Desk:
-    return Desk(bus, f"pool-{secrets.token_hex(4)}", kind="export")
-
-
-@pytest.fixture
-async def desk_port(desk: Desk) -> AsyncIterator[int]:
-    servicers = [(task_service_pb2_grpc.add_TaskServiceServicer_to_server, desk, NAME)]
-    async with running_server(ServiceSettings(drain_seconds=0), servicers) as server:
-        yield server.port
-
-
-@pytest.fixture
-async def bench(store: ObjectStore, tmp_path: Path, base: Path) -> AsyncIterator[Bench]:
-    await store.prepare()
-    yield Bench(tmp_path, store, base)
-    await store.close()
-
-
-@pytest.fixture
-async def source(bench: Bench, adapter: Path) -> Source:
-    found = bench.source()
-    await bench.add_checkpoint(found, adapter, 8)
-    await bench.finish(found, adapter, 12)
-    return found
 
 
 def spec(form: "spec_pb2.ExportFormat.ValueType", types: tuple[str, ...] = (), step: int = 0) -> spec_pb2.ExportSpec:

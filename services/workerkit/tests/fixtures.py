@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from servicekit.objects import ObjectStore, open_object_store
 from servicekit.settings import ServiceSettings
 from services.workerkit.tests.desk import NAME, Desk
 from services.workerkit.tests.known_tasks import TaskOffice, running_tasks
+from services.workerkit.tests.service_process import Running, service_process
 from tests.support.nats import NatsServer
 from tunesmith.task.v1 import task_service_pb2_grpc
 
@@ -31,9 +33,31 @@ async def bus(shared_nats_server: NatsServer) -> AsyncIterator[EventBus]:
     await bus.close()
 
 
-@pytest.fixture
-def desk(bus: EventBus) -> Desk:
-    return Desk(bus, f"pool-{secrets.token_hex(4)}")
+def desk_for(kind: str) -> Any:
+    """A fixture of a desk whose tasks are of a kind, in a pool of its own."""
+
+    @pytest.fixture
+    def desk(bus: EventBus) -> Desk:
+        return Desk(bus, f"pool-{secrets.token_hex(4)}", kind)
+
+    return desk
+
+
+desk = desk_for("finetune")
+
+
+def service_of(module: str) -> Any:
+    """A fixture of a service that runs as a process and works for the desk."""
+
+    @pytest.fixture
+    def service(desk: Desk, desk_port: int, shared_nats_server: NatsServer, tmp_path: Path) -> Iterator[Running]:
+        target, nats_url = f"127.0.0.1:{desk_port}", shared_nats_server.url
+        with service_process(
+            module, tmp_path, task_service_target=target, nats_url=nats_url, pool=desk.pool
+        ) as running:
+            yield running
+
+    return service
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,25 @@ from eval_service.generation.generation import Generation
 from eval_service.generation.servicer import GenerationServicer
 from eval_service.generation.settings import GenerationSettings
 from eval_service.generation.setup import running_generation
+from eval_service.setup import NAME
 from modelkit.base_models import BaseModels
 from modelkit.paths import AllowedRoots
-from servicekit.errors import NotFound
 from servicekit.grpc_client import open_channel
 from servicekit.grpc_server import running_server
-from servicekit.identity import Role, TokenIssuer, current_principal, generate_private_key, public_key
+from servicekit.identity import Role
 from servicekit.objects.file import FileObjectStore
-from servicekit.settings import ServiceSettings
+from services.workerkit.tests.known_tasks import TaskOffice, running_tasks
 from tunesmith.eval.v1 import eval_service_pb2 as pb
 from tunesmith.eval.v1 import eval_service_pb2_grpc
-from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 from workerkit.artifacts import Origin, Upload
 from workerkit.fork_launcher import ForkLauncher
 
-EVAL_NAME, TASK_NAME = "tunesmith.eval.v1.EvalService", "tunesmith.task.v1.TaskService"
 LORA = spec_pb2.LanguageModelParameters(method=spec_pb2.METHOD_LORA)
 
 
 async def _nothing() -> None:
     return None
-
-
-@dataclass
-class Tasks(task_service_pb2_grpc.TaskServiceServicer):
-    """Tells of sources whose owner calls."""
-
-    sources: dict[str, tuple[str, task_service_pb2.TaskSource]] = field(default_factory=dict)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    async def GetTaskSource(self, request: Any, context: Any) -> Any:
-        owner, source = self.sources.get(request.task_id, ("", None))
-        if source is None or owner != current_principal().user:
-            raise NotFound(f"there is no task {request.task_id}")
-        return task_service_pb2.GetTaskSourceResponse(source=source)
 
 
 @dataclass
@@ -93,15 +75,14 @@ class Service:
     """A running service and what it works with."""
 
     directory: Path
-    tasks: Tasks
+    office: TaskOffice
     store: FileObjectStore
     target: str
-    issuer: TokenIssuer
     generation: Generation
     channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     def caller(self, user: str = "ada", role: Role = Role.USER) -> Caller:
-        channel = open_channel(self.target, self.issuer.issue(user, role, timedelta(minutes=5)))
+        channel = open_channel(self.target, self.office.token(user, role))
         self.channels.append(channel)
         return Caller(eval_service_pb2_grpc.EvalServiceStub(channel))
 
@@ -128,7 +109,7 @@ class Service:
             stored = await self.upload(task_id, "output", output)
             source.output.prefix, source.output.manifest_sha256 = stored.prefix, stored.manifest_sha256
             source.output.step = max(checkpoints, default=0) + 1
-        self.tasks.sources[task_id] = owner, source
+        self.office.known.add(source, owner)
 
     async def export(self, task_id: str, output: Path) -> None:
         """Makes a completed export known."""
@@ -136,7 +117,7 @@ class Service:
         source = task_service_pb2.TaskSource(task_id=task_id, state=task_pb2.STATE_COMPLETED)
         source.spec.export.source_task_id = "another"
         source.output.prefix, source.output.manifest_sha256 = stored.prefix, stored.manifest_sha256
-        self.tasks.sources[task_id] = "ada", source
+        self.office.known.add(source, "ada")
 
     async def upload(self, task_id: str, name: str, directory: Path) -> Any:
         origin = Origin(task_id, 1, 1, "base")
@@ -156,36 +137,29 @@ async def running_service(
 ) -> AsyncIterator[Service]:
     """The service in a directory, with models of the roots."""
     directory.mkdir(parents=True, exist_ok=True)
-    private = generate_private_key()
-    key_file = directory / "public.pem"
-    key_file.write_bytes(public_key(private))
-    values = {"port": 0, "public_key_file": key_file, "drain_seconds": 0, "generation_context_tokens": 512}
-    settings = GenerationSettings(**{**values, **options})
-    store, tasks = FileObjectStore(directory / "objects"), Tasks()
+    store = FileObjectStore(directory / "objects")
     await store.prepare()
-    add_tasks = task_service_pb2_grpc.add_TaskServiceServicer_to_server
     add_eval = eval_service_pb2_grpc.add_EvalServiceServicer_to_server
-    task_settings = ServiceSettings(port=0, public_key_file=key_file, drain_seconds=0)
     async with contextlib.AsyncExitStack() as stack:
-        task_server = await stack.enter_async_context(running_server(task_settings, [(add_tasks, tasks, TASK_NAME)]))
-        task_channel = open_channel(f"127.0.0.1:{task_server.port}")
-        stack.push_async_callback(task_channel.close)
+        office = await stack.enter_async_context(running_tasks(directory / "public.pem"))
+        values = {"port": 0, "drain_seconds": 0, "generation_context_tokens": 512, **options}
+        settings = GenerationSettings(public_key_file=office.public_key_file, **values)
         generation = await stack.enter_async_context(
             running_generation(
                 settings,
                 scratch=directory / "scratch",
                 work_dir=directory / "work",
-                tasks=task_service_pb2_grpc.TaskServiceStub(task_channel),  # type: ignore[arg-type]
+                tasks=office.stub,
                 store=store,
                 base_models=BaseModels(AllowedRoots(roots)),
                 launcher=launcher,
             )
         )
         server = await stack.enter_async_context(
-            running_server(settings, [(add_eval, GenerationServicer(generation), EVAL_NAME)])
+            running_server(settings, [(add_eval, GenerationServicer(generation), NAME)])
         )
         target = f"127.0.0.1:{server.port}"
-        service = Service(directory, tasks, store, target, TokenIssuer(private), generation)
+        service = Service(directory, office, store, target, generation)
         yield service
         await asyncio.gather(*(channel.close() for channel in service.channels))
     await store.close()

@@ -30,7 +30,7 @@ from services.eval_service.tests.generation.gguf_files import write_gguf
 from services.eval_service.tests.generation.service import Caller, Service, request, running_service
 from tests.support.waiting import eventually
 from tunesmith.eval.v1 import eval_service_pb2 as pb
-from tunesmith.task.v1 import spec_pb2, task_service_pb2
+from tunesmith.task.v1 import spec_pb2
 from workerkit.fork_launcher import ForkLauncher, running_launcher
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("generation")]
@@ -171,7 +171,7 @@ async def test_a_damaged_checkpoint_is_refused(
     service: Service, models: dict[str, Path], adapters: list[Path], tmp_path: Path
 ) -> None:
     await service.finetune("damaged", models["qwen2"], {1: build_other(tmp_path, adapters[0])})
-    _, source = service.tasks.sources["damaged"]
+    source = service.office.known.sources["damaged"]
     key = f"{source.checkpoints[0].prefix}/adapter_config.json"
     await service.store.put_bytes(key, b"{}")
     error = await refused(service.caller(), FailedPrecondition, "damaged")
@@ -194,9 +194,9 @@ async def test_whole_models_from_trainings_and_exports(
     await service.export("merged", export)
     assert (await caller.ask("merged")).text == expected.text
     await service.finetune("onto", Path("task:full"), {})
-    _, source = service.tasks.sources["onto"]
+    source = service.office.known.sources["onto"]
     source.spec.finetune.base_model = "task:full"
-    source.base_model_prefix = service.tasks.sources["full"][1].output.prefix
+    source.base_model_prefix = service.office.known.sources["full"].output.prefix
     assert (await caller.ask("onto", base_model=True)).text == expected.text
     assert (await refused(caller, InvalidArgument, "merged", base_model=True)).problems[0].field == "base_model"
 
@@ -325,7 +325,5 @@ async def test_a_checkpoint_is_fetched_once(
         cached = list((service.directory / "work" / "generation-cache").glob("*/adapter_config.json"))
         assert len(cached) == 1
         assert len(pids(service)) == 1
-        source = task_service_pb2.TaskSource()
-        source.CopyFrom(service.tasks.sources["tuned"][1])
         shutil.rmtree(service.directory / "objects")
         await caller.ask("tuned")  # nothing of it is read again
