@@ -3,7 +3,7 @@
 import hashlib
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +23,8 @@ Fault = str | int
 class Server:
     """The state of the server.
 
-    faults are taken one per request: an HTTP status, "drop", or "drop after". connections are taken one per stream: how
+    faults are taken one per request: an HTTP status, "drop", or "drop after"; refusals, which are whole errors with
+    their HTTP status, come after them. connections are taken one per stream: how
     many events it gets, and then "end", "error", "break", "half" (of an event), "close" or "hold". answers are
     documents by verb and path, for example "GET /v1/quota". files are sent by their path, in ranges if they are asked
     for so and their ETag is that of If-Range; cuts are taken one per file: how many of its bytes get through.
@@ -31,6 +32,7 @@ class Server:
 
     url: str = ""
     faults: list[Fault] = field(default_factory=list)
+    refusals: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     by_request_id: dict[str, str] = field(default_factory=dict)
@@ -47,6 +49,10 @@ class Server:
         """For a client of this server."""
         return Config(self.url, TOKEN, retries=3)
 
+    def refuse(self, code: int, status: str, message: str, problems: Iterable[tuple[str, str]] = ()) -> None:
+        """Answers the next request with an error."""
+        self.refusals.append((code, error_body(code, status, message, problems)))
+
     def add_task(self, name: str, state: str = "STATE_PENDING", **values: Any) -> str:
         """Adds a task; its id."""
         number = len(self.tasks) + 1
@@ -55,14 +61,13 @@ class Server:
         return task_id
 
 
-def error_body(code: int, status: str, message: str, problems: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+def error_body(code: int, status: str, message: str, problems: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
     """An error in the form of the native API."""
     kind = "type.googleapis.com/google.rpc"
     details: list[dict[str, Any]] = [
         {"@type": f"{kind}.ErrorInfo", "reason": f"{status}_REASON", "domain": "tunesmith"}
     ]
-    if problems:
-        violations = [{"field": name, "description": text} for name, text in problems]
+    if violations := [{"field": name, "description": text} for name, text in problems]:
         details.append({"@type": f"{kind}.BadRequest", "fieldViolations": violations})
     return {"error": {"code": code, "status": status, "message": message, "details": details}}
 
@@ -90,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(fault, error_body(fault, "UNAVAILABLE" if fault == 503 else "INTERNAL", "try again"))
         elif self.headers.get("authorization") != f"Bearer {TOKEN}":
             self._answer(401, error_body(401, "UNAUTHENTICATED", "the token is not valid"))
+        elif state.refusals:
+            self._answer(*state.refusals.pop(0))
         elif url.path.endswith((":watch", "log:tail")) or url.path == "/v1/generate":
             self._stream()
         elif unquote(url.path) in state.files:

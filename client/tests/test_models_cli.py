@@ -136,6 +136,7 @@ def test_export_and_fetch(tunesmith: Tunesmith, results: Any, tmp_path: Path) ->
     }
     assert (tmp_path / "here" / "merged_model-Q8_0.gguf").read_bytes() == CONTENT
     assert result.stdout.splitlines()[-1] == str(tmp_path / "here" / "Modelfile")
+    assert all(word in result.stdout for word in ("perplexity", "passed"))
 
 
 @pytest.mark.parametrize("state", ["FAILED", "STOPPED"])

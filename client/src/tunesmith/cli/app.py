@@ -36,7 +36,6 @@ app = typer.Typer(
     cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Tunesmith fine-tunes models: start the platform, train, evaluate, talk to the result, export it.",
 )
 tasks = typer.Typer(no_args_is_help=True, help="List, watch and steer tasks.")
 models = typer.Typer(no_args_is_help=True, help="List base models, make small ones to try things with.")
@@ -46,14 +45,24 @@ app.add_typer(datasets, name="datasets")
 app.add_typer(templates, name="templates")
 app.add_typer(evaluations, name="evaluations")
 app.add_typer(exports, name="exports")
-app.command(epilog=f"Parameters for --set: {PARAMETERS}")(estimate)
-app.command(epilog=f"Parameters for --set: {EVALUATION_PARAMETERS}, weight_NAME of a score")(evaluate)
-app.command()(export)
-app.command(epilog=f"Parameters for --set: {GENERATION_PARAMETERS}")(chat)
-app.command()(environment)
-app.command()(quota)
-app.command()(parameters)
 models.command("list")(list_models)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tunesmith {version('tunesmith')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Tunesmith fine-tunes models: start the platform, train, evaluate, talk to the result, export it."""
 
 
 @app.command()
@@ -106,6 +115,15 @@ def train(
         task = session.train(wish, name, description)
         if watch:
             raise typer.Exit(session.watch(task.id))
+
+
+app.command(epilog=f"Parameters for --set: {PARAMETERS}")(estimate)
+app.command(epilog=f"Parameters for --set: {EVALUATION_PARAMETERS}, weight_NAME of a score")(evaluate)
+app.command(epilog=f"Parameters for --set: {GENERATION_PARAMETERS}")(chat)
+app.command()(export)
+app.command()(environment)
+app.command()(parameters)
+app.command()(quota)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from tunesmith.cli import text
 from tunesmith.cli.commands import Session
 from tunesmith.cli.failures import UsageProblem
-from tunesmith.cli.wish import named_settings
+from tunesmith.cli.wish import checked, named_settings
 from tunesmith.client import ApiError, generation_request
 from tunesmith.eval.v1.eval_service_pb2 import GenerateRequest, GenerateResponse, Message
 
@@ -28,19 +28,20 @@ class ChatSession(Session):
     def begin(
         self, task_id: str, checkpoint: int, settings: list[str], *, base: bool, artifact: str, system: str
     ) -> None:
-        """Chooses the model and how it answers. Raises UsageProblem, InvalidArgument with every mistake."""
+        """Chooses the model and how it answers. Raises UsageProblem with every mistake."""
         problems: list[str] = []
         parameters = named_settings(settings, problems)
-        if problems:
-            raise UsageProblem("\n".join(problems))
-        self._request = generation_request(
-            task_id,
-            [],
-            parameters,
-            checkpoint_step=checkpoint,
-            base_model=base,
-            artifact=artifact,
-            system=system,
+        self._request = checked(
+            problems,
+            lambda: generation_request(
+                task_id,
+                [],
+                parameters,
+                checkpoint_step=checkpoint,
+                base_model=base,
+                artifact=artifact,
+                system=system,
+            ),
         )
 
     def ask_once(self, prompt: str, compare: Iterable[int]) -> None:

@@ -1,5 +1,6 @@
 """What the dataset commands do."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
 from tunesmith.cli.failures import TASK_FAILED
 from tunesmith.cli.pages import collect
+from tunesmith.cli.transfers import transfer_bar
 from tunesmith.cli.wish import OBJECTIVES, local_path
 from tunesmith.client import dataset_source
 from tunesmith.task.v1 import spec_pb2
@@ -25,7 +27,8 @@ class DataSession(Session):
 
     def upload(self, file: Path, name: str, kind: str) -> int:
         """Uploads a file; the exit code says whether it can be trained on."""
-        dataset = self.client.datasets.upload(file, name=name, kind=kind)
+        with transfer_bar(self.console, file.name) as progress:
+            dataset = self.client.datasets.upload(file, name=name, kind=kind, progress=progress)
         if self.json:
             print(as_json(dataset))
         else:
@@ -124,7 +127,7 @@ class DataSession(Session):
             self.console.print(Text(f"  * {text.harmless(advice)}", style="yellow"))
 
     def _histogram(self, upper: Iterable[int], rows: Iterable[int]) -> None:
-        bins = list(zip(upper, rows, strict=False))
+        bins = list(itertools.dropwhile(lambda item: item[1] == 0, zip(upper, rows, strict=False)))
         most = max((count for _, count in bins), default=0)
         table = Table(Column("tokens below", justify="right"), Column("rows", justify="right"), "", box=None)
         for limit, count in bins:

@@ -8,10 +8,9 @@ from rich.text import Text
 
 from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
-from tunesmith.cli.failures import UsageProblem
 from tunesmith.cli.pages import collect
 from tunesmith.cli.results import result_facts, result_table, tell_fetched
-from tunesmith.cli.wish import named_settings
+from tunesmith.cli.wish import checked, named_settings
 from tunesmith.client import evaluation_request
 from tunesmith.client.evaluation import REPORTS
 from tunesmith.eval.v1.eval_service_pb2 import CheckpointScores, Evaluation, ListEvaluationsRequest, ScoreValue
@@ -38,10 +37,12 @@ class EvaluationSession(Session):
         steps = _steps(checkpoints, problems)
         if samples is not None and parameters.setdefault("max_samples", str(samples)) != str(samples):
             problems.append(f"--samples {samples} and --set max_samples={parameters['max_samples']} disagree")
-        if problems:
-            raise UsageProblem("\n".join(problems))
         name = name or text.dated("evaluation")
-        return self.create(evaluation_request(name, task_id, steps, parameters, base_model=base, dataset=dataset))
+        request = checked(
+            problems,
+            lambda: evaluation_request(name, task_id, steps, parameters, base_model=base, dataset=dataset),
+        )
+        return self.create(request)
 
     def watch_scores(self, task_id: str) -> int:
         """Shows an evaluation until it ends, and its scores; the exit code."""

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +11,7 @@ from tunesmith.cli.commands import Session, as_json
 from tunesmith.cli.failures import UsageProblem
 from tunesmith.cli.pages import collect
 from tunesmith.cli.results import result_facts, result_table, tell_fetched
+from tunesmith.cli.transfers import transfer_bar
 from tunesmith.client import export_request
 from tunesmith.client.export import FORMATS
 from tunesmith.export.v1.export_service_pb2 import Artifact, Export, Format, ListExportsRequest, ParityCheck
@@ -49,12 +49,12 @@ class ExportSession(Session):
         return self.create(request)
 
     def watch_files(self, task_id: str, output: Path | None) -> int:
-        """Shows an export until it ends, and its files, which are fetched if a place is named; the exit code."""
+        """Shows an export until it ends, and its files and checks; fetches them if a place is named; the exit code."""
         code = self.watch(task_id)
+        if code == 0 and not (self.json and output is not None):
+            self.show_export(task_id)
         if code == 0 and output is not None:
             self.download(task_id, "", output)
-        elif code == 0:
-            self.show_export(task_id)
         return code
 
     def list_exports(self, limit: int) -> None:
@@ -96,14 +96,8 @@ class ExportSession(Session):
             tell_fetched(item, path, json=self.json)
 
     def _download(self, task_id: str, name: str, output: Path) -> Path:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as bar:
-            row = bar.add_task(text.harmless(name), total=None)
-
-            def shown(done: int, size: int) -> None:
-                bar.update(row, completed=done, total=size or None)
-
-            return self.client.exports.download(task_id, name, output, progress=shown)
+        with transfer_bar(self.console, name) as progress:
+            return self.client.exports.download(task_id, name, output, progress=progress)
 
 
 def _form(export: Export) -> str:

@@ -2,12 +2,16 @@
 
 import sys
 
-from tunesmith.client import ApiError, InvalidArgument
+from tunesmith.client import ApiError, InvalidArgument, Unauthenticated
 
 TASK_FAILED = 1
 USAGE = 2
 REFUSED = 3
 INTERRUPTED = 130
+
+TOKENS = (
+    "give one with --token or TUNESMITH_TOKEN, or name with --data-dir the data directory of a platform on this machine"
+)
 
 
 class UsageProblem(Exception):
@@ -22,5 +26,22 @@ def report(error: Exception) -> int | None:
     """Tells the user about an error on stderr; the exit code, or None for an error that is a defect."""
     if not isinstance(error, (ApiError, UsageProblem, MissingPart)):
         return None
-    print(f"Error: {error}", file=sys.stderr)
+    print(f"Error: {_words(error)}", file=sys.stderr)
     return USAGE if isinstance(error, (InvalidArgument, UsageProblem)) else REFUSED
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, with a line for each of several problems, and what helps where the message cannot know it."""
+    if isinstance(error, UsageProblem) and "\n" in str(error):
+        return _list(str(error).splitlines())
+    if isinstance(error, Unauthenticated):
+        return f"{error}; {TOKENS}"
+    if isinstance(error, ApiError) and len(error.problems) > 1:
+        lines = [str(problem) for problem in error.problems]
+        if all(line in error.message for line in lines):
+            return _list(lines)
+    return str(error)
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join([f"{len(lines)} problems", *(f"  - {line}" for line in lines)])

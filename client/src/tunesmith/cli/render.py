@@ -61,6 +61,7 @@ def _facts(task: Task) -> Table:
         "time left": text.duration(left) if left else "",
         "attempt, run": f"{task.attempt}, {task.run}",
         "starts from": task.spec.evaluate.source_task_id or task.spec.export.source_task_id,
+        "depends on": ", ".join(task.depends_on),
         "base model": task.spec.finetune.base_model,
         "dataset": str(next(iter(MessageToDict(task.spec.finetune.dataset).values()), "")),
         "metrics": ", ".join(f"{name} {text.number(value)}" for name, value in sorted(task.metrics.items())),

@@ -65,6 +65,7 @@ class TaskView:
         self._loss: float | None = None
         self._last_line = 0.0
         self._state = task_pb2.STATE_UNSPECIFIED
+        self._told = ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -95,8 +96,11 @@ class TaskView:
         self._take_progress(task.progress, event.time.ToNanoseconds() / 1e9)
         if "loss" in task.metrics:
             self._loss = task.metrics["loss"]
-        if task.state != self._state or event.type not in ("task.snapshot", "task.progressed"):
-            self._say(event, describe(event), text.STYLES.get(task.state, ""))
+        line = describe(event)
+        news = task.state != self._state or event.type not in ("task.snapshot", "task.progressed")
+        if news and line != self._told:
+            self._say(event, line, text.STYLES.get(task.state, ""))
+            self._told = line
         self._state = task.state
         if task.name:
             self._bar.update(self._bar_id, description=text.harmless(task.name))
@@ -157,6 +161,9 @@ def _describe_task(event: TaskEvent) -> str:
     word = text.state_word(task.state)
     verb = event.type.removeprefix("task.")
     line = word if verb in ("snapshot", word, "started", "created") else f"{verb}, {word}"
+    if task.state == task_pb2.STATE_PENDING and not task.error.reason:
+        before = f"{', '.join(task.depends_on)} to complete, then for " if task.depends_on else ""
+        line += f": waits for {before}a worker"
     if task.state == task_pb2.STATE_RUNNING:
         line += f" (attempt {task.attempt} on {task.worker})"
     if task.error.reason and task.state in (task_pb2.STATE_PENDING, task_pb2.STATE_FAILED):

@@ -1,13 +1,16 @@
 """What somebody wants to train, as the options of `train` and `estimate` say it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tunesmith.cli.failures import UsageProblem
-from tunesmith.client import finetune_request
+from tunesmith.client import InvalidArgument, finetune_request
 from tunesmith.task.v1.spec_pb2 import FinetuneSpec
 from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest
+
+T = TypeVar("T")
 
 OBJECTIVES = {"sft": "supervised", "pretrain": "pretraining", "classification": "classification"}
 
@@ -37,16 +40,17 @@ class Wish:
         if bool(self.dataset) == bool(self.dataset_id):
             problems.append("give the data once: --dataset with a path or address, or --dataset-id with an upload's id")
         parameters = self._parameters(problems)
-        if problems:
-            raise UsageProblem("\n".join(problems))
-        request = finetune_request(
-            name,
-            self.base_model,
-            self.dataset or self.dataset_id,
-            parameters,
-            output_dir=self.output_dir,
-            validation=self.validation,
-            template_id=self.template,
+        request = checked(
+            problems,
+            lambda: finetune_request(
+                name,
+                self.base_model,
+                self.dataset or self.dataset_id,
+                parameters,
+                output_dir=self.output_dir,
+                validation=self.validation,
+                template_id=self.template,
+            ),
         )
         if self.dataset_id:
             request.spec.finetune.dataset.dataset_id = self.dataset_id
@@ -56,9 +60,8 @@ class Wish:
         """What a template keeps. Raises UsageProblem with every mistake in the options."""
         problems: list[str] = []
         parameters = self._parameters(problems)
-        if problems:
-            raise UsageProblem("\n".join(problems))
-        spec = finetune_request("template", self.base_model, "", parameters).spec.finetune
+        request = checked(problems, lambda: finetune_request("template", self.base_model, "", parameters))
+        spec = request.spec.finetune
         spec.dataset.ClearField("path")
         return spec
 
@@ -79,10 +82,23 @@ def named_settings(pairs: Iterable[str], problems: list[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name or not value:
             problems.append(f"--set {pair}: write --set name=value")
-        elif name in settings and settings[name] != value:
+            continue
+        if name in settings and settings[name] != value:
             problems.append(f"--set {name}: given twice, as {settings[name]} and {value}")
         settings[name.strip()] = value.strip()
     return settings
+
+
+def checked(problems: list[str], build: Callable[[], T]) -> T:
+    """What build makes of settings. Raises UsageProblem with the problems so far and those that build finds."""
+    try:
+        built = build()
+    except InvalidArgument as error:
+        found = error.problems or (error.message,)
+        raise UsageProblem("\n".join([*problems, *(f"--set {problem}" for problem in found)])) from None
+    if problems:
+        raise UsageProblem("\n".join(problems))
+    return built
 
 
 def local_path(text: str) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tunesmith.client.errors import InvalidArgument, Problem
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -26,6 +28,13 @@ class Config:
     timeout: float = 30.0
     stream_timeout: float = 60.0
     retries: int = 6
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a URL that is none of HTTP."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            text = f"{self.url!r} is no address of a platform; write for example {DEFAULT_URL}"
+            raise InvalidArgument(f"url: {text}", problems=[Problem("url", text)])
 
     @property
     def headers(self) -> dict[str, str]:
