@@ -19,6 +19,7 @@ from workerkit.datasets import DatasetChecks, reading_of
 from workerkit.holding import holding
 
 TASK_PREFIX = "task:"
+PLAIN = "text"  # the format of rows that are learnt whole
 TEST, VALIDATION = spec_pb2.EVALUATION_SPLIT_TEST, spec_pb2.EVALUATION_SPLIT_VALIDATION
 
 
@@ -116,9 +117,11 @@ class EvaluationChecks:
         try:
             files = self._datasets.find(dataset, self._roots, reading, where="evaluate.dataset", token=token)
             if own:
-                for problem in self._datasets.check(files).problems:
+                known = self._datasets.check(files)
+                for problem in known.problems:
                     if problem.reason != "ONE_LABEL":  # a sample need not have every class
                         checked.refuse(name, str(problem))
+                checked.problems += _scores_of_replies(spec, known.format)
         except ModelkitError as error:
             for item in error.problems:
                 checked.problems.append(Problem(item.field if own else f"evaluate.{name}", hint + item.message))
@@ -149,15 +152,26 @@ def _score_problems(spec: spec_pb2.EvaluateSpec, objective: str) -> Iterator[Pro
         elif name not in fitting:
             words = objective.lower()
             yield Problem(f"evaluate.scores[{place}]", f"{name} does not fit a {words} training; {_listed(fitting)}")
+    chosen = [name for name in spec.scores or fitting if name in fitting]
     for name in sorted(spec.weights):
         if name not in scores.BY_NAME or name == "confusion":
             yield Problem(f"evaluate.weights[{name[:40]}]", f"there is no such score in the total; {_listed(fitting)}")
-    chosen = list(spec.scores) or fitting
-    if spec.weights and not scores.shares([name for name in chosen if name in fitting], dict(spec.weights)):
+        elif spec.weights[name] > 0 and name not in chosen:
+            text = f"{name} is not computed here, so it cannot weigh anything; choose it, or leave its weight out"
+            yield Problem(f"evaluate.weights[{name}]", f"{text}; {_listed(fitting)}")
+    if spec.weights and not scores.shares(chosen, dict(spec.weights)):
         yield Problem("evaluate.weights", "leave nothing to recommend by; give a score a weight above 0")
     if spec.HasField("min_samples") and spec.HasField("max_samples") and spec.min_samples > spec.max_samples:
         text = f"{spec.min_samples} is more than max_samples ({spec.max_samples}); make one of them fit"
         yield Problem("evaluate.min_samples", text)
+
+
+def _scores_of_replies(spec: spec_pb2.EvaluateSpec, form: str) -> Iterator[Problem]:
+    """Scores that are asked for and compare replies, where the rows are plain texts and have none."""
+    for place, name in enumerate(spec.scores if form == PLAIN else ()):
+        if name in scores.BY_NAME and scores.BY_NAME[name].needs == scores.ANSWERS:
+            text = f"{name} compares replies, and the dataset has plain texts; leave it out, or name rows with replies"
+            yield Problem(f"evaluate.scores[{place}]", text)
 
 
 def _listed(names: Sequence[str]) -> str:
