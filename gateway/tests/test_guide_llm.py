@@ -228,6 +228,8 @@ async def test_models_and_adapters(gateway: Gateway) -> None:
     assert (adapter["path"], adapter["name"]) == ("/outputs/one", "mine")
     assert (adapter["config"]["r"], adapter["config"]["target_modules"]) == (8, ["q_proj"])
     language.merge_after_training = True
+    assert len((await gateway.client.get("/api/llm-finetuning/adapters")).json()["adapters"]) == 1
+    language.method = spec_pb2.METHOD_FULL
     assert (await gateway.client.get("/api/llm-finetuning/adapters")).json() == {"adapters": []}
 
 

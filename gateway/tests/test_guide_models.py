@@ -141,7 +141,7 @@ async def test_problems_of_a_merge_have_the_guides_names(gateway: Gateway) -> No
 
 async def test_there_must_be_an_adapter_to_merge(gateway: Gateway) -> None:
     task = finished(gateway)
-    task.spec.finetune.language_model.merge_after_training = True
+    task.spec.finetune.language_model.method = spec_pb2.METHOD_FULL
     status, document = await post(gateway, "merge", MERGE)
     assert (status, "/outputs/one" in document["detail"]) == (400, True)
 

@@ -119,9 +119,8 @@ def adapter_document(task: task_pb2.Task) -> dict[str, Any]:
 
 
 def has_adapter(task: task_pb2.Task) -> bool:
-    """Whether a task that is completed has left an adapter of its own: merged ones are no adapters any more."""
-    model = task.spec.finetune.language_model
-    return model.method in (spec_pb2.METHOD_LORA, spec_pb2.METHOD_QLORA) and not model.merge_after_training
+    """Whether a task that is completed has left an adapter; one that was merged too lies beside the merged model."""
+    return task.spec.finetune.language_model.method in (spec_pb2.METHOD_LORA, spec_pb2.METHOD_QLORA)
 
 
 def _epochs(task: task_pb2.Task) -> int:
