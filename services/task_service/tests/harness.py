@@ -80,7 +80,7 @@ def language_model_spec(**training: Any) -> spec_pb2.TaskSpec:
             base_model="models/base",
             dataset=spec_pb2.DatasetSource(path="data"),
             training=spec_pb2.TrainingParameters(**training),
-            language_model=spec_pb2.LanguageModelParameters(),
+            language_model=spec_pb2.LanguageModelParameters(method=spec_pb2.METHOD_FULL),
         )
     )
 

@@ -7,17 +7,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from servicekit.errors import InvalidArgument, Problem
 from servicekit.identity import Principal
-from task_service.database.models import TaskRow
+from task_service.database.models import TaskRow, TaskSpecRow
 from task_service.database.tasks import visible_to
 from task_service.database.types import storable
 from task_service.domain.lifecycle import State
-from task_service.sources.wish import OUTPUT_OF
+from task_service.sources.wish import OUTPUT_OF, base_task
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
 
 LABEL_KEY_LENGTH = 256
 LABEL_VALUE_LENGTH = 65_536
 # Events carry the whole task, and the broker takes messages of up to a megabyte.
 MAX_REQUEST_BYTES = 256 * 1024
+_ADAPTING = (spec_pb2.METHOD_LORA, spec_pb2.METHOD_QLORA)
 
 
 def text_problems(request: task_service_pb2.CreateTaskRequest) -> list[Problem]:
@@ -53,19 +54,35 @@ def _sample_problems(evaluate: spec_pb2.EvaluateSpec) -> list[Problem]:
 async def dependency_problems(
     session: AsyncSession, principal: Principal, request: task_service_pb2.CreateTaskRequest
 ) -> list[Problem]:
-    """Tasks to wait for that do not exist for the caller, or will not be completed."""
+    """Tasks to wait for that do not exist for the caller, will not be completed, or make no model to train on."""
     wanted = list(request.depends_on)
     if not wanted:
         return []
     query = select(TaskRow.id, TaskRow.state).where(TaskRow.id.in_(map(storable, wanted)), visible_to(principal))
     states = dict((await session.execute(query)).all())
-    return [
+    problems = await _base_problems(session, base) if (base := base_task(request.spec)) in states else []
+    return problems + [
         Problem(f"depends_on[{index}]", f"there is no task {task_id}")
         if task_id not in states
         else Problem(f"depends_on[{index}]", f"task {task_id} is {State(states[task_id]).name}; resume it first")
         for index, task_id in enumerate(wanted)
         if states.get(task_id) in (None, State.FAILED, State.STOPPED)
     ]
+
+
+async def _base_problems(session: AsyncSession, task_id: str) -> list[Problem]:
+    """What a task makes that cannot be trained on."""
+    query = select(TaskSpecRow.spec).join(TaskRow, TaskRow.number == TaskSpecRow.task_number)
+    spec = spec_pb2.TaskSpec.FromString(await session.scalar(query.where(TaskRow.id == task_id)) or b"")
+    if spec.HasField("evaluate"):
+        what = "is an evaluation, which makes no model; name a training or an export"
+    elif spec.HasField("export") and spec.export.format != spec_pb2.EXPORT_FORMAT_MERGED:
+        what = f"makes {spec_pb2.ExportFormat.Name(spec.export.format)}; name an export as EXPORT_FORMAT_MERGED"
+    elif spec.finetune.language_model.method in _ADAPTING:
+        what = "trains an adapter, which is no base model; export it as EXPORT_FORMAT_MERGED and name the export"
+    else:
+        return []
+    return [Problem("spec.finetune.base_model", f"task {task_id} {what}")]
 
 
 def waits(depends_on: Sequence[str], rows: Mapping[str, TaskRow]) -> bool:
