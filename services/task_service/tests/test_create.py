@@ -54,6 +54,7 @@ async def test_events_carry_cloud_event_headers(service: Service, alice: Client)
 
 async def test_defaults_are_filled_and_remembered_as_such(alice: Client) -> None:
     spec = language_model_spec(learning_rate=1e-3, num_train_epochs=5, per_device_train_batch_size=2)
+    spec.finetune.language_model.ClearField("method")
     task = await alice.create(spec=spec, default_fields=["finetune.training.num_train_epochs"])
     training = task.spec.finetune.training
     assert (training.learning_rate, training.num_train_epochs, training.seed) == (1e-3, 5, 42)
@@ -239,6 +240,37 @@ async def test_the_output_of_a_task_needs_a_dependency(alice: Client) -> None:
     with pytest.raises(InvalidArgument, match="depends_on"):
         await alice.create(spec=spec)
     assert (await alice.create(spec=spec, depends_on=[first.id])).depends_on == [first.id]
+
+
+async def test_quantization_means_qlora(alice: Client) -> None:
+    """As on the documented surfaces; a method that is named has the last word, and the trainer judges it."""
+    spec = language_model_spec()
+    spec.finetune.language_model.quantization.type = "int8"
+    assert (await alice.create(spec=spec)).spec.finetune.language_model.method == spec_pb2.METHOD_FULL
+    spec.finetune.language_model.ClearField("method")
+    task = await alice.create(spec=spec)
+    language_model = task.spec.finetune.language_model
+    assert (language_model.method, language_model.quantization.type) == (spec_pb2.METHOD_QLORA, "int8")
+    assert language_model.quantization.compute_dtype == "bfloat16"
+    assert task.parameter_sources["finetune.language_model.method"] == DEFAULT
+
+
+async def test_only_what_makes_a_model_can_be_trained_on(alice: Client) -> None:
+    """An adapter would be found out only when its training has ended, which may be hours later."""
+    spec, adapter = language_model_spec(), language_model_spec()
+    adapter.finetune.language_model.method = spec_pb2.METHOD_LORA
+    source = await alice.create(spec=adapter)
+    formats = (spec_pb2.EXPORT_FORMAT_MERGED, spec_pb2.EXPORT_FORMAT_GGUF)
+    merged, gguf = [
+        await alice.create(spec=spec_pb2.TaskSpec(export=spec_pb2.ExportSpec(source_task_id=source.id, format=form)))
+        for form in formats
+    ]
+    for task, message in ((source, "trains an adapter"), (gguf, "EXPORT_FORMAT_GGUF")):
+        spec.finetune.base_model = f"task:{task.id}"
+        with pytest.raises(InvalidArgument, match=message):
+            await alice.create(spec=spec, depends_on=[task.id])
+    spec.finetune.base_model = f"task:{merged.id}"
+    assert (await alice.create(spec=spec, depends_on=[merged.id])).depends_on == [merged.id]
 
 
 async def test_dependencies_must_be_the_callers_own(alice: Client, bob: Client) -> None:

@@ -350,6 +350,26 @@ async def test_what_the_user_has_decided_no_template_decides_otherwise(
 
 
 @sqlite_only
+async def test_quantization_of_a_template_goes_with_its_method(alice: Client) -> None:
+    quantized, adapting = parameters(), parameters()
+    quantized.language_model.method = spec_pb2.METHOD_QLORA
+    quantized.language_model.quantization.type = "fp4"
+    adapting.language_model.method = spec_pb2.METHOD_LORA
+    template, other = await create(alice, spec=quantized), await create(alice, "other", spec=adapting)
+    spec = language_model_spec()
+    spec.finetune.language_model.method = spec_pb2.METHOD_LORA
+    task = await alice.create(spec=spec, template_id=template.id)
+    assert not task.spec.finetune.language_model.HasField("quantization")
+    assert not any("quantization" in path for path in task.parameter_sources)
+    spec.finetune.language_model.ClearField("method")
+    task = await alice.create(spec=spec, template_id=template.id)
+    found = task.spec.finetune.language_model
+    assert (found.method, found.quantization.type) == (spec_pb2.METHOD_QLORA, "fp4")
+    spec.finetune.language_model.quantization.type = "int8"
+    task = await alice.create(spec=spec, template_id=other.id)
+    assert task.spec.finetune.language_model.method == spec_pb2.METHOD_QLORA
+
+
 async def test_a_template_of_another_kind_is_refused(alice: Client) -> None:
     with pytest.raises(InvalidArgument, match="is for image classifiers, but the task trains a language model"):
         await alice.create(template_id="builtin-image-classifier")

@@ -58,6 +58,13 @@ def total_steps(max_steps: int, num_train_epochs: float, steps_per_epoch: int) -
     return max_steps if max_steps > 0 else math.ceil(num_train_epochs * steps_per_epoch)
 
 
+def settle_method(spec: spec_pb2.FinetuneSpec) -> None:
+    """Quantization that is asked for means QLoRA, in place, when no method is named."""
+    model = spec.language_model
+    if model.HasField("quantization") and not model.method:
+        model.method = spec_pb2.METHOD_QLORA
+
+
 def applies(name: str, method: str, scheduler: str) -> bool:
     """Whether a parameter matters with a method ("full", "lora", "qlora") and a learning rate schedule."""
     if name == "lr_scheduler_num_cycles":

@@ -62,6 +62,7 @@ def fill(
 
 def _fill_finetune(finetune: spec_pb2.FinetuneSpec) -> None:
     language_model = finetune.HasField("language_model")
+    rules.settle_method(finetune)
     method = rules.value(finetune, "language_model.method")
     scheduler = rules.value(finetune, "training.lr_scheduler_type")
     for row, value in _DEFAULTS:

@@ -158,6 +158,18 @@ def test_what_cannot_be_trained_is_named_by_its_field(spec: dict[str, Any], fiel
     assert [problem.field for problem in unsupported(finetune(**spec))] == [field]
 
 
+def test_quantization_is_never_passed_over() -> None:
+    """Without a method it means QLoRA; with another one it is a problem."""
+    quantized = spec_pb2.QuantizationParameters(type="int8")
+    spec = spec_pb2.FinetuneSpec(language_model=spec_pb2.LanguageModelParameters(quantization=quantized))
+    assert unsupported(spec) == []
+    assert Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True)).language_model.method == "QLORA"
+    for method, count in ((spec_pb2.METHOD_QLORA, 0), (spec_pb2.METHOD_LORA, 1), (spec_pb2.METHOD_FULL, 1)):
+        spec.language_model.method = method
+        found = unsupported(spec)
+        assert [problem.field for problem in found] == count * ["finetune.language_model.quantization"]
+
+
 @pytest.mark.parametrize("modality", ["image_classifier", "object_detector", "text_to_image"])
 def test_other_modalities_are_told_apart(modality: str) -> None:
     spec = spec_pb2.FinetuneSpec(base_model="m")

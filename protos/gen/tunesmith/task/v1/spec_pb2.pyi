@@ -819,7 +819,7 @@ class LanguageModelParameters(_message.Message):
 
     @_builtins.property
     def quantization(self) -> Global___QuantizationParameters:
-        """Quantization of the frozen weights; used with QLORA."""
+        """Quantization of the frozen weights. Means METHOD_QLORA when no method is named; other methods exclude it."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterable
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from parameterkit.rules import ALTERNATIVES
+from parameterkit import rules
 from servicekit.errors import Problem
 from tunesmith.task.v1 import spec_pb2
 
 ROOT = "finetune"
+_QUANTIZATION = f"{ROOT}.language_model.quantization."
 
 
 def template_misfits(template: spec_pb2.FinetuneSpec, spec: spec_pb2.TaskSpec, template_id: str) -> list[Problem]:
@@ -30,8 +31,13 @@ def apply_template(
 
     Values below a path in default_fields are a surface's own defaults, so the template's replace them.
     """
+    rules.settle_method(spec)
+    given = spec.language_model.HasField("quantization")
     merging = _Merging(tuple(default_fields))
     merging.merge(template, spec, f"{ROOT}.")
+    if not given and spec.language_model.method in (spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA):
+        spec.language_model.ClearField("quantization")  # the template's, whose method was not wanted
+        merging.taken = {path for path in merging.taken if not path.startswith(_QUANTIZATION)}
     return merging.taken
 
 
@@ -56,7 +62,7 @@ class _Merging:
 
     def _take(self, name: str, value: object, spec: Message, prefix: str) -> None:
         """Sets a value; a surface's defaults that would decide in its place go."""
-        for group in ALTERNATIVES:
+        for group in rules.ALTERNATIVES:
             for other in group - {name} if name in group else ():
                 path = f"{prefix}{other}"
                 if self._is_default(path) and path not in self.taken:
@@ -75,7 +81,7 @@ class _Merging:
             for field, value in spec.ListFields()
             if isinstance(value, bool | int | float) and value > 0 and not self._is_default(f"{prefix}{field.name}")
         }
-        return frozenset().union(*(group for group in ALTERNATIVES if group & names))
+        return frozenset().union(*(group for group in rules.ALTERNATIVES if group & names))
 
     def _is_default(self, path: str) -> bool:
         return any(path == prefix or path.startswith(f"{prefix}.") for prefix in self._default_fields)

@@ -155,11 +155,14 @@ class Finetune:
         problems: list[str] = []
         modality = next((name for name in MODALITIES if name in spec), "")
         dataset = spec.get("dataset") or {}
+        language_model = spec.get("language_model", {})
+        if isinstance(language_model, Mapping) and "quantization" in language_model:
+            language_model = {"method": "QLORA", **language_model}  # what it means when no method is named
         parsed = cls(
             base_model=str(spec.get("base_model", "")),
             modality=modality,
             training=_read(Training, spec.get("training", {}), "training", problems),
-            language_model=_read(LanguageModel, spec.get("language_model", {}), "language_model", problems),
+            language_model=_read(LanguageModel, language_model, "language_model", problems),
             columns=_read(Columns, dataset.get("columns", {}), "dataset.columns", problems),
             resume_from_checkpoint=str(spec.get("resume_from_checkpoint", "")),
         )
