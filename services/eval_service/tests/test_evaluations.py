@@ -10,9 +10,10 @@ from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, Not
 from servicekit.objects import ObjectStore
 from services.workerkit.tests.known_tasks import TaskOffice
 from tunesmith.eval.v1 import eval_service_pb2 as pb
-from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
+from tunesmith.task.v1 import spec_pb2, task_pb2
 
 SPEC = spec_pb2.EvaluateSpec(source_task_id="a-training")
+TASK_SPEC = spec_pb2.TaskSpec(evaluate=SPEC)
 REPORT = b"the whole report, which only downloads read"
 SUMMARY = {
     "samples": 9,
@@ -38,22 +39,13 @@ SUMMARY = {
 }
 
 
-def add(office: TaskOffice, task_id: str, prefix: str = "") -> None:
-    """An evaluation of ann's; with a prefix it is completed."""
-    state = task_pb2.STATE_COMPLETED if prefix else task_pb2.STATE_RUNNING
-    spec = spec_pb2.TaskSpec(evaluate=SPEC)
-    source = task_service_pb2.TaskSource(task_id=task_id, name=f"{task_id}!", spec=spec, state=state)
-    source.output.prefix = prefix
-    office.known.add(source)
-
-
 @pytest.fixture
 async def evaluations(office: TaskOffice, store: ObjectStore) -> AsyncIterator[Evaluations]:
     await store.prepare()
     await store.put_bytes("tasks/done/output/summary.json", orjson.dumps(SUMMARY))
     await store.put_bytes("tasks/done/output/report.json", REPORT)
-    add(office, "done", "tasks/done/output")
-    add(office, "running")
+    office.known.add_work("done", TASK_SPEC, "tasks/done/output")
+    office.known.add_work("running", TASK_SPEC)
     yield Evaluations(office.stub, store)
     await store.close()
 

@@ -13,7 +13,7 @@ from servicekit.grpc_server import running_server
 from servicekit.identity import Role, TokenIssuer, current_principal, generate_private_key, public_key
 from servicekit.settings import ServiceSettings
 from services.workerkit.tests.desk import NAME
-from tunesmith.task.v1 import task_pb2, task_service_pb2, task_service_pb2_grpc
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
 
 
 @dataclass(eq=False)
@@ -30,6 +30,13 @@ class KnownTasks(task_service_pb2_grpc.TaskServiceServicer):
         task = task_pb2.Task(id=source.task_id, name=source.name, owner=owner, spec=source.spec, state=source.state)
         self.tasks[task.id], self.sources[task.id] = task, source
         return source
+
+    def add_work(self, task_id: str, spec: spec_pb2.TaskSpec, prefix: str = "") -> None:
+        """Makes a task of ann's known, completed where a prefix says where its output is stored."""
+        state = task_pb2.STATE_COMPLETED if prefix else task_pb2.STATE_RUNNING
+        source = task_service_pb2.TaskSource(task_id=task_id, name=f"{task_id}!", spec=spec, state=state)
+        source.output.prefix = prefix
+        self.add(source)
 
     def _mine(self, task_id: str) -> task_pb2.Task:
         task = self.tasks.get(task_id)

@@ -9,27 +9,19 @@ import pytest
 from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem
 from servicekit.objects import ObjectStore
 from services.workerkit.tests.known_tasks import TaskOffice
-from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
+from tunesmith.task.v1 import spec_pb2, task_pb2
 from workerkit.results import RESULT_BYTES, ResultKind, TaskResults, check_offset
 
 SPEC = spec_pb2.TaskSpec(evaluate=spec_pb2.EvaluateSpec(source_task_id="a-training"))
 Results = TaskResults[Any]
 
 
-def add(office: TaskOffice, task_id: str, prefix: str = "", spec: spec_pb2.TaskSpec = SPEC) -> None:
-    """A task of ann's; with a prefix it is completed."""
-    state = task_pb2.STATE_COMPLETED if prefix else task_pb2.STATE_RUNNING
-    source = task_service_pb2.TaskSource(task_id=task_id, name=f"{task_id}!", spec=spec, state=state)
-    source.output.prefix = prefix
-    office.known.add(source)
-
-
 @pytest.fixture
 async def results(office: TaskOffice, store: ObjectStore) -> AsyncIterator[Results]:
     await store.prepare()
     await store.put_bytes("tasks/done/output/result.json", b'{"points": 7}')
-    add(office, "done", "tasks/done/output/")
-    add(office, "running")
+    office.known.add_work("done", SPEC, "tasks/done/output/")
+    office.known.add_work("running", SPEC)
     kind = ResultKind("evaluate", "evaluation", "report", "result.json", lambda raw: json.loads(raw)["points"])
     yield TaskResults(office.stub, store, kind)
     await store.close()
@@ -71,9 +63,9 @@ async def test_a_result_that_cannot_be_read_spoils_no_list(
 ) -> None:
     contents = {"damaged": b"{", "other": b"{}", "large": b" " * RESULT_BYTES + b"{}"}
     for name, content in contents.items():
-        add(office, name, f"tasks/{name}/output")
+        office.known.add_work(name, SPEC, f"tasks/{name}/output")
         await store.put_bytes(f"tasks/{name}/output/result.json", content)
-    add(office, "lost", "tasks/lost/output")
+    office.known.add_work("lost", SPEC, "tasks/lost/output")
     unread = dict.fromkeys([*contents, "lost"])
     assert await listed(results, office) == {"done": 7, "running": None, **unread}
     for name, error, message in (
@@ -94,7 +86,7 @@ async def test_an_output_is_there_when_the_task_has_completed(results: Results, 
 
 async def test_what_belongs_to_others_or_is_of_another_kind_is_not_there(results: Results, office: TaskOffice) -> None:
     assert (await results.task("done", office.token())).name == "done!"
-    add(office, "training", spec=spec_pb2.TaskSpec(finetune=spec_pb2.FinetuneSpec()))
+    office.known.add_work("training", spec_pb2.TaskSpec(finetune=spec_pb2.FinetuneSpec()))
     for task_id, user, message in (("done", "bob", "there is no task"), ("training", "ann", "is no evaluation")):
         with pytest.raises(NotFound, match=message):
             await results.task(task_id, office.token(user))

@@ -21,7 +21,7 @@ from export_service.results import RESULT, Result
 from modelkit.checkpoints import sha256_of
 from modelkit.errors import InvalidModel
 from modelkit.loading import load_model
-from services.export_service.tests.trained import ROWS, base_model, trained_adapter
+from services.export_service.tests.trained import ROWS
 from services.modelkit.tests.adapted import IDS
 from workerkit.child.events import EventWriter
 from workerkit.child.stopping import StopRequest
@@ -44,16 +44,6 @@ class Recorder(EventWriter):
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
         return [event for event in self.events if event["type"] == kind]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained_adapter(base, tmp_path_factory.mktemp("trained") / "checkpoint-8")
 
 
 def job(folder: Path, form: str, base: Path | None, model: Path | None, **more: Any) -> Job:
