@@ -229,24 +229,24 @@ async def test_metrics_are_told_before_what_follows_them(service: Service, alice
     assert types[2:] == ["metrics.logged", "checkpoint.saved", "metrics.logged", "task.completed"]
 
 
-async def test_only_so_many_checkpoints_are_kept(service: Service, alice: Client) -> None:
-    attempt = await started(service, alice, spec=language_model_spec(save_total_limit=2))
-    for step in (10, 20, 100, 110):
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+async def test_only_so_many_checkpoints_are_kept(service: Service, alice: Client, limit: int) -> None:
+    attempt = await started(service, alice, spec=language_model_spec(save_total_limit=limit))
+    saved = (10, 20, 100, 110, 120, 130)
+    for count, step in enumerate(saved, start=1):
         checkpoint = attempt.checkpoint(step)
         await service.objects.put_bytes(f"{checkpoint.prefix}/manifest.json", b"{}")
         await attempt.say(checkpoint_saved=checkpoint)
         await service.record_facts()
         kept = [item.step for item in await alice.checkpoints(attempt.task_id)]
-        assert kept[-1] == step
-        assert len(kept) <= 2
-    assert kept == [100, 110]
+        assert kept == list(saved[:count][-limit:])
     types = await service.event_types(attempt.task_id)
-    assert types.count("checkpoint.removed") == 2
+    assert types.count("checkpoint.removed") == len(saved) - limit
     while await service.garbage.collect_once():
         pass
     left = [item.key async for item in service.objects.list(f"tasks/{attempt.task_id}/")]
     steps = sorted(int(key.split("/")[-2].removeprefix("checkpoint-")) for key in left)
-    assert steps == [100, 110]
+    assert steps == list(saved[-limit:])
 
 
 async def test_a_checkpoint_saved_again_replaces_the_older_one(service: Service, alice: Client) -> None:

@@ -83,7 +83,7 @@ class StoredCheckpoints:
         repeated = [item for item in existing if item is not last[item.run, item.step]]
         kept = sorted((item for item in existing if item not in repeated), key=lambda item: (item.attempt, item.step))
         limit = await self._limit(task)
-        oldest = kept[: len(kept) - limit] if limit else []
+        oldest = kept[: max(0, len(kept) - limit)] if limit else []
         superfluous = repeated + oldest
         # What an evaluation or export starts from stays; a checkpoint saved after its end lets it go.
         needed = await steps_in_use(self._session, task.id) if superfluous else set()
