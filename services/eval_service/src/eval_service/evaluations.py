@@ -20,7 +20,7 @@ class Evaluations:
 
     def __init__(self, tasks: "task_service_pb2_grpc.TaskServiceAsyncStub", store: ObjectStore) -> None:
         self._store = store
-        self._results = TaskResults(tasks, store, ResultKind("evaluate", "evaluation", "report", SUMMARY, _scored))
+        self._results = TaskResults(tasks, store, ResultKind("evaluate", "evaluation", "report", SUMMARY, scored_by))
 
     async def create(self, name: str, spec: spec_pb2.EvaluateSpec, token: str) -> pb.Evaluation:
         """Creates the task. Raises what the task service finds wrong, by the fields of CreateEvaluationRequest."""
@@ -62,7 +62,7 @@ def evaluation_of(task: task_pb2.Task, scored: pb.Evaluation | None) -> pb.Evalu
     return found
 
 
-def _scored(summary: bytes) -> pb.Evaluation:
+def scored_by(summary: bytes) -> pb.Evaluation:
     """What a summary says, in the fields of an evaluation. Raises as ResultKind allows."""
     report = orjson.loads(summary)
     advice = report["recommendation"]

@@ -14,15 +14,17 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 
-from eval_service.evaluations import evaluation_of
+from eval_service.evaluations import scored_by
+from eval_service.recipes import scorer
 from eval_service.recipes.evaluation import evaluate
 from eval_service.recipes.samples import NothingHeldOut
+from eval_service.scoring.generation import write_answers
+from modelkit import scratch
 from modelkit.chat import IGNORED
 from modelkit.datasets import JsonlDataset, Reading, scan
 from modelkit.datasets.splitting import split
 from modelkit.encoders import encoder_for
 from modelkit.loading import load_config, load_model, load_tokenizer
-from tunesmith.task.v1 import task_pb2
 from workerkit.child.stopping import StopRequest
 
 from .conftest import LABELS, Bench, Recorder, adapter
@@ -91,10 +93,11 @@ def test_all_scores_of_answers_and_the_files_of_the_report(bench: Bench, checkpo
         "samples.csv",
         "summary.json",
     }
-    summary = json.loads((job.output_dir / "summary.json").read_text())
+    stored = (job.output_dir / "summary.json").read_bytes()
+    summary = json.loads(stored)
     assert "rows_scored" not in summary
     assert [item["values"] for item in summary["checkpoints"]] == [item["values"] for item in report["checkpoints"]]
-    told = evaluation_of(task_pb2.Task(), summary)
+    told = scored_by(stored)
     assert (told.samples, told.recommended_step) == (9, report["recommendation"]["step"])
     lines = list(csv.DictReader((job.output_dir / "report.csv").read_text("utf-8-sig").splitlines()))
     assert len(lines) == 3 * (len(names) + 1)
@@ -265,3 +268,33 @@ def test_only_the_test_rows_are_scored_where_there_are_any(bench: Bench, checkpo
     assert report["split"] == "test"
     kept = split(22, 0.2, 42, 0.3).test
     assert [row["row"] for row in report["rows_scored"]] == [int(row) + 1 for row in kept]
+
+
+def test_long_answers_leave_the_question_whole_and_end_where_the_model_ends(
+    bench: Bench, tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def written(model: Any, prompts: Any, *rest: Any) -> Any:
+        found = write_answers(model, prompts, *rest)
+        read.extend(len(prompt) + len(answer) for prompt, answer in zip(prompts, found, strict=True))
+        return found
+
+    monkeypatch.setattr(scorer, "write_answers", written)
+    context = 80
+    bench.model_dir = scratch.build(
+        tmp_path / "short", hidden_size=32, layers=2, vocab_size=320, corpus=dataset, max_length=context
+    ).directory
+    made = adapter(bench.model_dir, tmp_path / "checkpoint-10", seed=10)
+    answers = []
+    for most in (8, 100_000):
+        job = bench.job(
+            candidates=[{"step": 10, "directory": str(made)}],
+            scores=["token_f1"],
+            answering={"max_tokens": most, "sampling": {"temperature": 0.0}},
+        )
+        bench.run(job)
+        answers.append([row["results"][0]["answer"] for row in bench.report(job)["rows_scored"]])
+    assert len(set(answers[0])) > 1, "questions decide about answers"
+    assert all(long.startswith(short) for short, long in zip(*answers, strict=True))
+    assert max(read) == context

@@ -147,9 +147,15 @@ class Reader:
         except ConversationRefused as error:
             raise InvalidDataset(Problem("dataset", str(error)), reason="INVALID_CHAT_TEMPLATE") from error
         tokens: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        longest = getattr(self.config, "max_position_embeddings", None) or len(tokens) + self.job.answering.max_tokens
-        room = max(1, int(longest) - self.job.answering.max_tokens)
-        return tokens[-room:]
+        context = context_of(self.config)
+        # However long answers may be, the half of what a model reads is left to the question.
+        return tokens if context is None else tokens[-max(context - self.job.answering.max_tokens, context // 2, 1) :]
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model reads at most; None where its configuration does not say."""
+    longest = getattr(config, "max_position_embeddings", None)
+    return int(longest) if longest else None
 
 
 def _before(row: Any) -> Any:

@@ -10,7 +10,7 @@ from eval_service.generation.engine.sampling import Sampling
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded
 from eval_service.recipes.progress import Progress
-from eval_service.recipes.samples import Samples
+from eval_service.recipes.samples import Samples, context_of
 from eval_service.scoring.generation import Writing, write_answers
 from eval_service.scoring.perplexity import Forwarding, Losses
 from modelkit.chat import ChatEncoder
@@ -61,7 +61,7 @@ class Scorer:
 
     def _answers(self, writing: Writing) -> list[str]:
         """The text of an answer to each sample."""
-        tokens = write_answers(self._loaded.model, self._samples.prompts, writing, self._counting())
+        tokens = write_answers(self._loaded.model, self._samples.prompts, writing, self._counting(writing.max_tokens))
         texts = [self._loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
         return [cut(text, self._job.answering.stop).strip() for text in texts]
 
@@ -76,11 +76,17 @@ class Scorer:
             lambda token: token in special,
         )
         chosen: Any = answering.sampling
-        return Writing(Sampling(**chosen), answering.max_tokens, ends)
+        return Writing(Sampling(**chosen), self._most_tokens(), ends)
 
-    def _counting(self) -> Callable[[], None]:
-        """What is called for each token of a batch of answers."""
-        written, most = 0, self._job.answering.max_tokens
+    def _most_tokens(self) -> int:
+        """Of an answer: as many as are asked for, and as the model can still read after the longest prompt."""
+        context, most = context_of(self._loaded.config), self._job.answering.max_tokens
+        longest = max(map(len, self._samples.prompts), default=0)
+        return most if context is None else max(1, min(most, context - longest))
+
+    def _counting(self, most: int) -> Callable[[], None]:
+        """What is called for each token of a batch of answers, which have so many at most."""
+        written = 0
 
         def between() -> None:
             nonlocal written
