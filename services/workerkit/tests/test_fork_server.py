@@ -1,6 +1,7 @@
 """The fork server with real processes: what a child is given, how ends are told, and that nothing outlives anything."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.waiting import eventually
+from workerkit import fork_launcher
 from workerkit.fork_launcher import ForkLauncher, running_launcher
 from workerkit.fork_server_process import ForkedChild
 from workerkit.launcher import LaunchError
@@ -234,6 +236,37 @@ async def test_a_fork_server_on_demand_that_does_not_come_up_fails_the_start(
             await launcher.start(job("leave", code=0), {})
         await launcher.wait_unable()
         (tmp_path / "comes_later.py").touch()
+        await launcher.wait_able()
+        child = await launcher.start(job("leave", code=6), {})
+        assert (await child.wait()).status == 6
+
+
+async def test_a_fork_server_that_hangs_while_it_imports_fails_the_start(
+    job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_launcher, "WARM_UP_SECONDS", 0.2)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(JOBS), str(tmp_path))))
+    (tmp_path / "hangs.py").write_text("import signal\nsignal.pause()\n")
+    async with running_launcher(preload="hangs", entry="plain_jobs:run", warm_seconds=60) as launcher:
+        with pytest.raises(LaunchError, match=r"not ready within 0.2 s"):
+            await launcher.start(job("leave", code=0), {})
+
+
+async def test_a_machine_without_room_for_a_fork_server_fails_the_start_and_is_tried_again(
+    job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine out of processes or memory for a moment must not leave callers waiting for ever."""
+    monkeypatch.setenv("PYTHONPATH", str(JOBS))
+    start = subprocess.Popen
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async with running_launcher(preload="light_preload", entry="plain_jobs:run", warm_seconds=60) as launcher:
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(LaunchError, match="Resource temporarily unavailable"):
+            await launcher.start(job("leave", code=0), {})
+        monkeypatch.setattr(subprocess, "Popen", start)
         await launcher.wait_able()
         child = await launcher.start(job("leave", code=6), {})
         assert (await child.wait()).status == 6

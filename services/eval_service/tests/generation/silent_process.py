@@ -1,10 +1,38 @@
-"""What a process does that was started and never gets to work."""
+"""What processes of models do that never get to work, or stop in the middle of it."""
 
 import signal
+import socket
 from pathlib import Path
 
 
 def wait(directory: Path) -> int:
     """Waits until it is killed."""
     signal.pause()
+    return 0
+
+
+def connect_and_wait(directory: Path) -> int:
+    """Connects, and never says a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+        connected.connect("socket")
+        signal.pause()
+    return 0
+
+
+def hang_when_asked(directory: Path) -> int:
+    """Says that its model is there, and does nothing about the first message that comes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+        connected.connect("socket")
+        connected.sendall(b'{"event": "ready", "at_once": 1, "memory": 1}\n')
+        connected.recv(1)
+        signal.pause()
+    return 0
+
+
+def talk_nonsense(directory: Path) -> int:
+    """Says what no process of a model says, and stays."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+        connected.connect("socket")
+        connected.sendall(b"{}\n")
+        signal.pause()
     return 0

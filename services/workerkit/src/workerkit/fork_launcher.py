@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 RESTART_SECONDS = 0.2
 RESTART_CEILING_SECONDS = 10.0
+# Imports take seconds, on a busy machine a minute; one that takes longer hangs.
+WARM_UP_SECONDS = 300.0
 
 
 class ForkLauncher:
@@ -65,22 +67,36 @@ class ForkLauncher:
         while True:
             if self._on_demand:
                 await self._wanted.wait()
-            self._server = server = ForkServerProcess.spawn(self._preload, self._entry, self._warm)
             try:
-                await asyncio.shield(server.ready)
-                logger.info("fork server %d is warm", server.process.pid)
-                delay = RESTART_SECONDS
-                self._tell(None)
-                if await self._idle(server):
-                    continue
+                async with self._serving() as server:
+                    delay = RESTART_SECONDS
+                    self._tell(None)
+                    if await self._idle(server):
+                        continue
+                logger.warning("the fork server ended with status %s; starting another", server.process.returncode)
             except LaunchError as error:
                 logger.error("%s", error)
                 self._tell(error)
-            finally:
-                await self._end(server)
-            logger.warning("the fork server ended with status %s; starting another", server.process.returncode)
             await asyncio.sleep(delay)
             delay = min(2 * delay, RESTART_CEILING_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _serving(self) -> AsyncIterator[ForkServerProcess]:
+        """A fork server that is warm; it is ended with the context. Raises LaunchError when it does not come up."""
+        try:
+            self._server = server = ForkServerProcess.spawn(self._preload, self._entry, self._warm)
+        except OSError as error:
+            raise LaunchError(f"no fork server can be started: {error}") from error
+        try:
+            await asyncio.wait((server.ready,), timeout=WARM_UP_SECONDS)
+            if not server.ready.done():
+                raise LaunchError(f"the fork server was not ready within {WARM_UP_SECONDS:g} s")
+            server.ready.result()
+            logger.info("fork server %d is warm", server.process.pid)
+            yield server
+        finally:
+            await server.stop()
+            self._server = None
 
     def _tell(self, error: LaunchError | None) -> None:
         """Tells those who wait for a fork server; one that is kept warm is waited for over failures."""
@@ -106,10 +122,6 @@ class ForkLauncher:
             await asyncio.wait((server.gone,), timeout=pause)
         self._able.set(False)
         return False
-
-    async def _end(self, server: ForkServerProcess) -> None:
-        await server.stop()
-        self._server = None
 
     def warm_up(self) -> None:
         """Has a fork server started, or kept, for a child that is about to come."""

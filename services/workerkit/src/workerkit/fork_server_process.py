@@ -1,6 +1,7 @@
 """A fork server process and its children as the worker holds them: the socket to it, and what it says of them."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -97,10 +98,12 @@ class ForkServerProcess:
 
     @classmethod
     def spawn(cls, preload: str, entry: str, warm: Warmth) -> "ForkServerProcess":
+        """Starts one, which tells when it is ready. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         command = [sys.executable, "-m", "workerkit.fork_server", str(theirs.fileno()), preload, entry]
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(ours)
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -108,6 +111,7 @@ class ForkServerProcess:
                 start_new_session=True,
                 env=without_secrets(os.environ),
             )
+            unless_started.pop_all()
         return cls(process, ours, warm)
 
     @property

@@ -54,6 +54,11 @@ def fail(job: dict[str, object]) -> None:
 
 def hang(job: dict[str, object]) -> None:
     emit(pid=os.getpid())
+    stay()
+
+
+def stay() -> None:
+    """Says nothing more: whoever has read the first event may have closed the pipe."""
     while True:
         time.sleep(60)
 
@@ -64,7 +69,7 @@ def family(job: dict[str, object]) -> None:
     apart = subprocess.Popen(command, start_new_session=True)
     near = subprocess.Popen(command)
     emit(pid=os.getpid(), apart=apart.pid, near=near.pid)
-    hang(job)
+    stay()
 
 
 def orderly(job: dict[str, object]) -> None:

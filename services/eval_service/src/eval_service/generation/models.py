@@ -27,6 +27,7 @@ NEARLY_DONE = 99.0
 class Limits:
     """memory is for all models together, in bytes. An idle model is ended after idle_seconds. Of one model at_once
     answers are in the making at the same time, and queue more may wait. context is the longest conversation, in tokens.
+    A process that has something to do and does nothing for stall_seconds is ended.
     """
 
     memory: int
@@ -34,6 +35,7 @@ class Limits:
     at_once: int
     queue: int
     context: int
+    stall_seconds: float = 300.0
 
 
 def require_memory(name: str, needed: int, limits: Limits) -> None:
@@ -216,10 +218,10 @@ class LoadedModels:
 
     async def _start(self, base: Base, ended: "list[asyncio.Task[None]]", progress: Progress) -> ModelProcess:
         if ended:
-            await asyncio.gather(*ended, return_exceptions=True)
+            await asyncio.wait(ended)  # others wait for them too, so they may not be cancelled with this
             progress.enter("starting process")
         folder = self._directory / uuid.uuid4().hex
-        process = await ModelProcess.start(self._launcher, folder, base.job)
+        process = await ModelProcess.start(self._launcher, folder, base.job, self._limits.stall_seconds)
         progress.enter("loading model")
         try:
             while not process.ready.done():

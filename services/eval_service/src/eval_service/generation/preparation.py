@@ -92,9 +92,11 @@ class Preparation:
             return await self._whole(folder / content.path, content_key(files)), folder / content.path
         progress.enter("finding base model")
         model = await self._checks.run(self._base_models.resolve, choice.base_model, own_tokenizer=choice.own_tokenizer)
+        threads = self._checks
         if model.needs_conversion:
             progress.enter("converting base model")
-        directory = await self._conversions.run(self._base_models.ready, model)
+            threads = self._conversions  # whoever needs none does not wait for those of others
+        directory = await threads.run(self._base_models.ready, model)
         if self._base_models.conversions is not None:
             held.enter_context(self._base_models.conversions.holding(directory))
         return self._loadable(model, directory, f"{directory}:{model.sha256}", choice.base_model), directory

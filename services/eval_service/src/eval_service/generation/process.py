@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from eval_service.generation.stalls import until_stalled, work_done
 from servicekit.errors import (
     FailedPrecondition,
     Internal,
@@ -32,6 +33,7 @@ MOST_LINE_BYTES = 1 << 24
 LAST_LINES = 20
 CONNECT_SECONDS = 60.0
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
+DIED, STALLED = "MODEL_PROCESS_DIED", "MODEL_PROCESS_STALLED"
 
 
 class Launcher(Protocol):
@@ -45,9 +47,19 @@ class Launcher(Protocol):
 
 
 class ModelProcess:
-    """A process that holds a model. memory is what it takes in bytes, as it told last."""
+    """A process that holds a model. memory is what it takes in bytes, as it told last.
 
-    def __init__(self, child: Child, folder: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    It is ended when it has something to do and neither says nor does anything for stall_seconds.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        folder: Path,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        stall_seconds: float,
+    ) -> None:
         self._child = child
         self._folder = folder
         self._reader = reader
@@ -55,30 +67,39 @@ class ModelProcess:
         self._answers: dict[int, asyncio.Queue[dict[str, Any] | TunesmithError]] = {}
         self._adding: dict[str, asyncio.Future[int]] = {}
         self._next = 1
+        self._heard = 0
+        self._stall_seconds = stall_seconds
+        self._stalled = False
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.memory = 0
         self.at_once = 1
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.gone: asyncio.Future[TunesmithError] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._read_log())]
+        self._watching = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(cls, launcher: Launcher, folder: Path, job: Mapping[str, Any]) -> "ModelProcess":
+    async def start(
+        cls, launcher: Launcher, folder: Path, job: Mapping[str, Any], stall_seconds: float
+    ) -> "ModelProcess":
         """Starts a process that loads the model of a job; `ready` tells when it has.
 
         Raises Unavailable when none can be started or it keeps silent, Internal when it dies at once, and OSError.
         """
-        await asyncio.to_thread(_write_job, folder, job)
-        with _listening(folder) as listener:
-            child = await _launched(launcher, folder)
-            try:
-                connected = await _connection(listener, child)
-                reader, writer = await asyncio.open_connection(sock=connected, limit=MOST_LINE_BYTES)
-            except BaseException:
-                child.kill()
-                await asyncio.to_thread(shutil.rmtree, folder, True)
-                raise
-        return cls(child, folder, reader, writer)
+        try:
+            await asyncio.to_thread(_write_job, folder, job)
+            with _listening(folder) as listener:
+                child = await _launched(launcher, folder)
+                try:
+                    connected = await _connection(listener, child)
+                    reader, writer = await asyncio.open_connection(sock=connected, limit=MOST_LINE_BYTES)
+                except BaseException:
+                    child.kill()
+                    raise
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+            raise
+        return cls(child, folder, reader, writer, stall_seconds)
 
     @property
     def pid(self) -> int:
@@ -135,14 +156,30 @@ class ModelProcess:
         self._writer.write(orjson.dumps(message) + b"\n")
 
     async def _read(self) -> None:
-        with contextlib.suppress(ConnectionError):
+        try:
             async for line in self._reader:
                 self._handle(orjson.loads(line))
+        except ConnectionError:
+            pass
+        except Exception:  # whoever waits must not wait for ever for a process that nobody hears any more
+            logger.exception("model process %d cannot be understood; it is ended", self.pid)
         self._child.kill()
         status = (await self._child.wait()).status
+        self._watching.cancel()
         self._writer.close()
-        self._end(Internal(self._epitaph(status), reason="MODEL_PROCESS_DIED"))
+        self._end(Internal(self._epitaph(status), reason=STALLED if self._stalled else DIED))
         await asyncio.to_thread(shutil.rmtree, self._folder, True)
+
+    async def _watch(self) -> None:
+        await until_stalled(self._signs, self._stall_seconds)
+        logger.error("model process %d hangs; it is ended", self.pid)
+        self._stalled = True
+        self._child.kill()
+
+    def _signs(self) -> object:
+        """What stays the same while the process hangs; of one that has nothing to do it never does."""
+        busy = self._answers or self._adding or not self.ready.done()
+        return (self._heard, work_done(self.pid)) if busy else object()
 
     async def _read_log(self) -> None:
         async for lines in self._child.log:
@@ -151,6 +188,7 @@ class ModelProcess:
                 logger.info("model process %d: %s", self.pid, self._last_lines[-1])
 
     def _handle(self, message: dict[str, Any]) -> None:
+        self._heard += 1
         self.memory = message.get("memory", self.memory)
         match message["event"]:
             case "ready":
@@ -180,6 +218,11 @@ class ModelProcess:
             queue.put_nowait(error)
 
     def _epitaph(self, status: int) -> str:
+        if self._stalled:
+            return (
+                f"the process of the model was ended: it did nothing for {self._stall_seconds:g} s. "
+                "Ask again: the model is then loaded anew"
+            )
         how = f"with exit code {status}"
         if status < 0:
             how = f"by signal {signal.Signals(-status).name}"
@@ -239,7 +282,7 @@ async def _connection(listener: socket.socket, child: Child) -> socket.socket:
                 reason="MODEL_PROCESS_SILENT",
             )
         status = ending.result().status
-        raise Internal(f"the process of the model ended at once, status {status}", reason="MODEL_PROCESS_DIED")
+        raise Internal(f"the process of the model ended at once, status {status}", reason=DIED)
     finally:
         accepting.cancel()
         ending.cancel()

@@ -27,6 +27,10 @@ class GenerationSettings(ServiceSettings):
         description="Size of the cache of checkpoints fetched to answer, in bytes; a larger checkpoint is refused.",
     )
 
+    generation_stall_seconds: float = Field(
+        300.0, gt=0, description="Time after which a model's process that should work and does nothing is ended."
+    )
+
     def generation_limits(self) -> Limits:
         """The same for those who keep to it."""
         return Limits(
@@ -35,4 +39,5 @@ class GenerationSettings(ServiceSettings):
             at_once=self.generation_at_once,
             queue=self.generation_queue,
             context=self.generation_context_tokens,
+            stall_seconds=self.generation_stall_seconds,
         )

@@ -68,7 +68,7 @@ class Turns:
         """Serves until the service has gone."""
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
-                for message in self._connection.receive(wait=not self._running):
+                for message in self._connection.receive(wait=not (self._running or self._waiting)):
                     self._handle(message)
                 self._begin()
                 self._step()
