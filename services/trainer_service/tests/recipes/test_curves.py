@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,14 @@ def test_a_checkpoint_holds_the_history_and_the_seed(jobs: JobFactory) -> None:
 
 
 def test_the_last_word_is_the_peak_of_memory(jobs: JobFactory) -> None:
-    events = run(jobs(predicted_memory_bytes=1 << 30))
+    events = run(jobs(predicted_memory_bytes=2 * 10**9))
     last = events.of("metrics")[-1]["values"]
     assert last["memory_peak_bytes"] > 1 << 27
-    assert last["memory_predicted_bytes"] == 1 << 30
-    assert "1.00 GiB were predicted" in events.text()
+    assert last["memory_predicted_bytes"] == 2 * 10**9
+    assert "times the 2.0 GB that were predicted" in events.text()
+
+
+def test_the_log_tells_loss_rate_norm_and_speed(jobs: JobFactory) -> None:
+    """C35."""
+    (line,) = [event["text"] for event in run(jobs()).of("log") if event["text"].startswith("step 2/6: ")]
+    assert re.search(r"loss \d.*, gradient norm \d.*, learning rate \d.*, \d.* samples/s, \d+ tokens/s$", line)

@@ -174,6 +174,7 @@ def test_stop_saves_and_resuming_goes_on(jobs: JobFactory) -> None:
     assert events.kinds()[-1] == "stopped"
     assert events.of("stopped")[0]["step"] == 4
     assert [event["step"] for event in events.of("checkpoint")] == [4]
+    assert events.of("progress")[-1]["step"] == 4, "of quick steps some are not told, but the last one is"
     assert not job.output_dir.exists()
     resumed_job = jobs(resume_from=events.of("checkpoint")[0]["path"])
     run(resumed_job)
@@ -260,6 +261,22 @@ def test_validation_rows_that_nobody_asks_for_are_told_of(jobs: JobFactory, data
     assert "eval_strategy is no" in events.text()
     assert not events.curve("eval_loss")
     assert "eval_strategy" not in run(jobs()).text()
+
+
+def test_a_ratio_that_a_file_stands_in_for_is_told_of(jobs: JobFactory, dataset: Path) -> None:
+    """F25, F37."""
+    ratios = {"eval_ratio": 0.25, "test_ratio": 0.25}
+    given = run(jobs(validation_file=str(dataset), test_file=str(dataset), language_model=ratios)).text()
+    assert "eval_ratio 0.25 has no effect: the rows of train.jsonl are used" in given
+    assert "test_ratio 0.25 has no effect" in given
+    assert "has no effect" not in run(jobs(language_model=ratios)).text()
+
+
+@pytest.mark.parametrize(("steps", "said"), [(6, False), (7, True)])
+def test_a_warm_up_longer_than_the_training_is_told_of(jobs: JobFactory, steps: int, said: bool) -> None:
+    """F12: 100 steps by default, which is more than a first try on little data has."""
+    text = run(jobs(training={"warmup_steps": steps})).text()
+    assert (f"warm-up takes {steps} steps and training 6" in text) == said
 
 
 @pytest.mark.parametrize("method", ["METHOD_LORA", "METHOD_FULL"])

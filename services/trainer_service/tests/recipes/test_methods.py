@@ -61,6 +61,11 @@ def test_adapters_on_a_quantized_model_learn_also_after_an_evaluation(jobs: JobF
     assert curve[8] < curve[4] < curve[1]
     assert ("NF4" in events.text()) == (case == "int4")
     assert ("need a GPU" in events.text()) == (case == "fp4")
+    assert "no effect on int8" not in events.text()
+
+
+def test_what_int8_does_not_have_is_told_of(jobs: JobFactory) -> None:
+    assert "no effect on int8" in run(jobs(language_model=qlora(type="int8", double_quant=True))).text()
 
 
 def test_a_quantized_model_keeps_norms_embeddings_and_output_layer(jobs: JobFactory) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer_service.recipes import remedies, waiting
+from trainer_service.recipes import bookkeeping, memory, remedies, waiting
 from trainer_service.recipes.bookkeeping import Bookkeeper
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.waiting import Waiting
 from trainer_service.recipes.watching import Finding, LossWatch
+from trainer_service.recipes.world import World
 
 from .conftest import CPU, JobFactory, Recorder, run
 
@@ -87,6 +88,28 @@ def books_of(**settings: Any) -> tuple[Bookkeeper, Recorder]:
     events = Recorder()
     training = Training(logging_steps=1, learning_rate=1e-3, eval_strategy="STEPS", **settings)
     return Bookkeeper(training, events, CPU, total_steps=10_000, per_epoch=100), events
+
+
+def test_time_spent_on_evaluations_slows_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(bookkeeping.time, "monotonic", lambda: now)
+    books, events = books_of()
+    books.begin()
+    for _ in range(2):
+        now += 2.0
+        step(books, 1.0)
+        with books.evaluating():
+            now += 98.0
+    assert events.curve("tokens_per_second") == {1: 5.0, 2: 5.0}
+    assert events.curve("samples_per_second") == {1: 0.5, 2: 0.5}
+
+
+def test_processes_on_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was predicted is for all of them, so that what is measured is too."""
+    monkeypatch.setattr(World, "sum", lambda _, values: [2 * value for value in values])
+    several = World(0, 2, CPU.device)
+    assert memory.peak_of_all(several) == pytest.approx(2 * memory.peak_bytes(CPU.device), rel=0.01)
+    assert memory.used_of_all(several) == pytest.approx(2 * memory.used_bytes(CPU.device), rel=0.1)
 
 
 def step(books: Bookkeeper, loss: float) -> None:

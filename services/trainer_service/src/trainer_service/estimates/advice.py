@@ -6,19 +6,12 @@ from servicekit.errors import Problem
 from trainer_service.estimates.disk import Room
 from trainer_service.estimates.estimator import SAMPLED_ROWS, Estimate, fitting
 from trainer_service.recipes.remedies import OUT_OF_MEMORY
+from trainer_service.words import size
 
 SMALL_GPU_BYTES = 16 * 10**9
 HOME_GPU_BYTES = 33 * 10**9
 LARGE_MODEL = 12_500_000_000
 NAMES = {"FULL": "full training", "LORA": "LoRA", "QLORA": "QLoRA"}
-
-
-def size(count: float) -> str:
-    """Bytes for people, for example "12.3 GB"; 1 GB is 10**9 bytes."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def problems(estimate: Estimate) -> list[Problem]:

@@ -7,6 +7,7 @@ happened.
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from trainer_service.recipes.sharding import whole
 from trainer_service.recipes.waiting import Waiting, computes_slowly
 from trainer_service.recipes.watching import DIVERGENCE, Finding, LossWatch, not_a_number
 from trainer_service.recipes.world import World
+from trainer_service.words import size
 from workerkit.child.events import WARNING, EventWriter
 
 CHECK_STEPS = 50
@@ -114,6 +116,12 @@ class Bookkeeper:
         """The first step is about to be taken."""
         self._events.started(step=self.step, total_steps=self.total_steps)
         self._events.phase("training")
+        if (warmup := self._training.warmup(self.total_steps)) > self.total_steps:
+            self._events.log(
+                f"warm-up takes {warmup} steps and training {self.total_steps}: the learning rate never reaches "
+                f"{self._training.learning_rate:g}; lower warmup_steps",
+                level=WARNING,
+            )
         if reason := computes_slowly(self._world.device, self._training):
             self._events.log(f"{reason}; {remedies.SLOW[0]}, or {remedies.SLOW[1]}")
         self._since = self._saved_at = time.monotonic()
@@ -179,6 +187,18 @@ class Bookkeeper:
         """Loss of the last step, over all processes."""
         return None if self._last_loss is None else self._world.sum([float(self._last_loss)])[0]
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, the validation rows are read: time that the speed of training does not count."""
+        began = time.monotonic()
+        self._events.phase("evaluating")
+        yield
+        self._since += time.monotonic() - began
+
+    def ended(self) -> None:
+        """Tells how far training came; of quick steps the last may not have been told."""
+        self._events.progress(step=self.step, total_steps=self.total_steps, epoch=self.epoch, always=True)
+
     def evaluated(self, loss: float, extra_metrics: Mapping[str, float] | None = None) -> None:
         """The validation rows have this loss; decides whether training ends early.
 
@@ -201,12 +221,12 @@ class Bookkeeper:
 
     def finish(self, *, predicted_bytes: int = 0) -> None:
         """Training is over: tells the most memory it took, beside what was predicted."""
-        peak = memory.peak_bytes(self._world.device)
+        peak = memory.peak_of_all(self._world)
         values = {"memory_peak_bytes": float(peak)}
-        text = f"peak memory {peak / 2**30:.2f} GiB"
+        text = f"peak memory {size(peak)}"
         if predicted_bytes:
             values["memory_predicted_bytes"] = float(predicted_bytes)
-            text += f"; {predicted_bytes / 2**30:.2f} GiB were predicted, {peak / predicted_bytes:.2f} times as much"
+            text += f", {peak / predicted_bytes:.2f} times the {size(predicted_bytes)} that were predicted"
         self._events.metrics(self.step, values)
         self._events.log(text)
 
@@ -230,15 +250,16 @@ class Bookkeeper:
             "learning_rate": rate,
             "tokens_per_second": self._tokens / seconds,
             "samples_per_second": self._rows / seconds,
-            "memory_bytes": float(memory.used_bytes(self._world.device)),
-            "memory_peak_bytes": float(memory.peak_bytes(self._world.device)),
+            "memory_bytes": float(memory.used_of_all(self._world)),
+            "memory_peak_bytes": float(memory.peak_of_all(self._world)),
         }
         for finding in self._watch.told(self.step, loss, rate):
             self._act(finding)
         self._records.add(self.step, self.epoch, values)
         self._events.log(
             f"step {self.step}/{self.total_steps}: loss {loss:.4f}, gradient norm {values['grad_norm']:.3f}, "
-            f"learning rate {rate:.3g}, {values['tokens_per_second']:.0f} tokens/s"
+            f"learning rate {rate:.3g}, {values['samples_per_second']:.4g} samples/s, "
+            f"{values['tokens_per_second']:.0f} tokens/s"
         )
         if message := self._waiting.too_long():
             self._events.log(f"{message}. What helps: {'; '.join(remedies.SLOW)}", level=WARNING)

@@ -67,6 +67,7 @@ def prepare_data(job: Job, events: EventWriter, world: World) -> Data:
         events.log("the tokenizer has no chat template; a plain one is used and saved with it")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     layout = layout_of(job, config.model_type, pad_id)
+    say_what_files_decide(job, events)
     parts = read_parts(Encoding(job, cache, encoder, events, joined=layout.joined), report, leads=world.leads)
     if layout.packing:
         parts.rows.fill()  # every length must be known
@@ -84,6 +85,18 @@ def require_length(max_seq_length: int, config: Any) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and max_seq_length > longest:
         raise InvalidJob(f"max_seq_length: the model can read {longest} tokens, not {max_seq_length}")
+
+
+def say_what_files_decide(job: Job, events: EventWriter) -> None:
+    """Says which ratios have no effect, because the data has a file for that."""
+    parameters = job.finetune.language_model
+    files = (
+        ("eval_ratio", parameters.eval_ratio, job.validation_file),
+        ("test_ratio", parameters.test_ratio, job.test_file),
+    )
+    for name, ratio, file in files:
+        if ratio and file:
+            events.log(f"{name} {ratio:g} has no effect: the rows of {file.name} are used")
 
 
 def will_evaluate(strategy: str, held_out: int, events: EventWriter) -> bool:

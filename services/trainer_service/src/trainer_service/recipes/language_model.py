@@ -108,14 +108,15 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
         norm, rate = optimisation.step()
         books.stepped(loss, norm, rate, tokens=tokens, rows=rows)
         if data.evaluates and books.should_evaluate():
-            run.events.phase("evaluating")
-            with optimisation.settled():
+            with books.evaluating(), optimisation.settled():
                 found = evaluate(run.objective, data.held_out.batches, run.formats, world)
             optimisation.evaluated(found.loss)
             books.evaluated(found.loss, found.extra)
         due = books.should_save() or overdue > 0
         with optimisation.settled(when=due):
             run.checkpoints.after_step(due=due)
+    if stopping and books.step:
+        books.ended()
     return bool(stopping)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from trainer_service.recipes.world import World
+
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GROUP = Path("/sys/fs/cgroup")
 
@@ -24,6 +26,18 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_of_all(world: World) -> int:
+    """The most that a device has held so far: processes that train on the CPU share its memory, a GPU has one."""
+    own = peak_bytes(world.device)
+    return own if world.device.type == "cuda" else int(world.sum([float(own)])[0])
+
+
+def used_of_all(world: World) -> int:
+    """What is held of a device now, as `peak_of_all`."""
+    own = used_bytes(world.device)
+    return own if world.device.type == "cuda" else int(world.sum([float(own)])[0])
 
 
 def available_bytes() -> int:

@@ -19,6 +19,8 @@ def configure(quantization: Quantization, device: torch.device) -> tuple[BitsAnd
     """What transformers is to quantize with while it loads, and notes on what differs from the wish."""
     notes: list[str] = []
     if quantization.type == "int8":
+        if quantization.double_quant:
+            notes.append("double quantization is for 4 bits; it has no effect on int8")
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(KEPT)), notes
     compute, note = _compute_dtype(quantization.compute_dtype, device)
     notes += note

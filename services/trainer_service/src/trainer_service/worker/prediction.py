@@ -3,9 +3,10 @@
 import time
 from dataclasses import replace
 
-from trainer_service.estimates.advice import memory_notes, size
+from trainer_service.estimates.advice import memory_notes
 from trainer_service.estimates.disk import LOCAL_CHECKPOINTS
 from trainer_service.estimates.estimator import Estimate, Estimator
+from trainer_service.words import size
 from workerkit.child_events import Measured
 from workerkit.endings import AttemptError, Failed
 from workerkit.reporter import Reporter
