@@ -54,6 +54,14 @@ async def test_types_belong_to_gguf_files_alone(bench: Bench, source: Source) ->
     assert fields(checked) == {"export.quantizations"}
 
 
+async def test_what_belongs_to_gguf_files_alone_is_refused_elsewhere(bench: Bench, source: Source) -> None:
+    rows = spec_pb2.DatasetSource(path="rows.jsonl")
+    for form in (ADAPTER, MERGED, GGUF_ADAPTER):
+        checked = await bench.checks.check(spec(form, modelfile=True, importance_dataset=rows), source)
+        assert {"export.modelfile", "export.importance_dataset"} <= fields(checked)
+        assert text(await bench.checks.check(spec(form, modelfile=False), source)) == ""
+
+
 @pytest.mark.parametrize("form", [ADAPTER, GGUF_ADAPTER])
 async def test_a_full_training_has_no_adapter(bench: Bench, base: Path, form: int) -> None:
     source = bench.source(bench.finetune(method=spec_pb2.METHOD_FULL))

@@ -35,6 +35,7 @@ from workerkit.turns import InThread
 
 SOURCE, TYPES, OUTPUT = "export.source_task_id", "export.quantizations", "export.output_dir"
 FORMAT, STEP, IMPORTANCE = "export.format", "export.checkpoint_step", "export.importance_dataset"
+MODELFILE = "export.modelfile"
 GGUF_FORMATS = (spec_pb2.EXPORT_FORMAT_GGUF, spec_pb2.EXPORT_FORMAT_GGUF_BASE)
 ADAPTER_FORMATS = (spec_pb2.EXPORT_FORMAT_ADAPTER, spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER)
 WEIGHTS = ".safetensors"
@@ -239,6 +240,10 @@ def _form_problems(spec: spec_pb2.ExportSpec, source: Source) -> Iterator[Proble
         yield Problem(FORMAT, message)
     if spec.format not in GGUF_FORMATS and spec.quantizations:
         yield Problem(TYPES, "only GGUF and GGUF_BASE have quantization types; leave them out, or choose one of these")
+    if spec.format not in GGUF_FORMATS and spec.modelfile:
+        yield Problem(MODELFILE, "only GGUF and GGUF_BASE have a Modelfile; leave it out, or choose one of these")
+    if spec.format not in GGUF_FORMATS and spec.HasField("importance_dataset"):
+        yield Problem(IMPORTANCE, "only GGUF and GGUF_BASE read it; leave it out, or choose one of these")
     classifies = source.spec.finetune.language_model.objective == spec_pb2.OBJECTIVE_CLASSIFICATION
     if classifies and spec.format in (spec_pb2.EXPORT_FORMAT_GGUF, spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER):
         yield Problem(FORMAT, "the task made a text classifier, which GGUF files have no place for; choose MERGED")
