@@ -307,3 +307,12 @@ def test_what_is_left_out_must_be_given_and_what_is_wrong_is_told() -> None:
         Problem("checkpoint_step", "must be greater than or equal to 0"),
         Problem("format", "must be given"),
     ]
+
+
+def test_of_several_fields_one_must_be_given() -> None:
+    request = spec_pb2.TaskSpec(finetune=spec_pb2.FinetuneSpec(base_model="m"))
+    modalities = "language_model, image_classifier, object_detector, text_to_image"
+    assert violations(request) == [
+        Problem("finetune.modality", f"must be given as one of {modalities}"),
+        Problem("finetune.dataset", "must be given"),
+    ]

@@ -64,13 +64,31 @@ def field_path(violation: protovalidate.Violation) -> str:
 
 def violations(request: Message) -> list[Problem]:
     """Every breach of the rules that a request's proto states."""
-    return [Problem(field_path(violation), _said(violation)) for violation in protovalidate.collect_violations(request)]
+    found = protovalidate.collect_violations(request)
+    return [Problem(field_path(violation), _said(violation, request)) for violation in found]
 
 
-def _said(violation: protovalidate.Violation) -> str:
-    """What is wrong; of a text or choice that is left out not that it is too short, or not one of a list."""
+def _said(violation: protovalidate.Violation, request: Message) -> str:
+    """What is wrong; of what is left out that it must be given, whichever rule says so."""
+    if violation.proto.rule_id == "required":
+        choices = _choices(violation, request)
+        return f"must be given as one of {', '.join(choices)}" if choices else "must be given"
     is_left_out = violation.proto.rule_id in _WANTED and not violation.field_value
     return "must be given" if is_left_out else str(violation.proto.message)
+
+
+def _choices(violation: protovalidate.Violation, request: Message) -> list[str]:
+    """The fields of which one must be there; empty when the violation is not about a oneof."""
+    path = violation.proto.field
+    *above, last = [element.field_name for element in path.elements] if path is not None else [""]
+    kind = request.DESCRIPTOR
+    for name in above:
+        field = kind.fields_by_name.get(name)
+        if field is None or field.message_type is None:
+            return []
+        kind = field.message_type
+    oneof = kind.oneofs_by_name.get(last)
+    return [field.name for field in oneof.fields] if oneof is not None else []
 
 
 def validates_itself(method: Method) -> Method:
