@@ -43,7 +43,8 @@ async def run(settings: EvalSettings) -> None:
         evaluations = Evaluations(place.tasks, place.store)
         servicer = EvalServicer(place.tasks, evaluations, checks, generation, Turns())
         servicers: list[Servicer] = [(eval_service_pb2_grpc.add_EvalServiceServicer_to_server, servicer, NAME)]
-        shop = EvaluationShop(place.store, place.launcher, checks, settings.output_root, place.patience)
+        suites = settings.suite_stall_seconds
+        shop = EvaluationShop(place.store, place.launcher, checks, settings.output_root, place.patience, suites)
         worker = place.worker("evaluate", partial(EvaluationWork, shop))
         server = await stack.enter_async_context(running_server(settings, servicers, ready=False))
         await stack.enter_async_context(place.reporting_health(server))

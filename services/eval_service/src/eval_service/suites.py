@@ -55,6 +55,14 @@ def run(names: Sequence[str], model: Any, tokenizer: Any, between: Callable[[], 
     return dict(_numbers(answer["results"]))
 
 
+def stalled(names: Sequence[str], seconds: float) -> str:
+    """What is said of tasks that hang."""
+    return (
+        f"suites: lm-evaluation-harness has asked the model nothing for {seconds:g} s while it ran {', '.join(names)}; "
+        "leave out the suite that hangs, or raise TUNESMITH_SUITE_STALL_SECONDS where one prepares its data for longer"
+    )
+
+
 def _numbers(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
     for task, metrics in results.items():
         for metric, value in metrics.items():

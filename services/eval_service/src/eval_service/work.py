@@ -9,7 +9,7 @@ from typing import Any
 from eval_service.candidates import StoredCandidate, candidates_of, is_needed, missing_steps
 from eval_service.checks import TASK_PREFIX, CheckedEvaluation, EvaluationChecks
 from eval_service.recipes.entry import OUTLOOK
-from eval_service.recipes.job import SAMPLING, Answering, Candidate, Choice, Job, Learnt
+from eval_service.recipes.job import SAMPLING, SUITE_STALL_SECONDS, Answering, Candidate, Choice, Job, Learnt
 from modelkit.base_models import describe
 from modelkit.datasets import DataCache
 from modelkit.errors import ModelkitError
@@ -45,6 +45,7 @@ class EvaluationShop:
     checks: EvaluationChecks
     output_root: Path
     patience: Patience
+    suite_stall_seconds: float = SUITE_STALL_SECONDS
 
 
 class EvaluationWork:
@@ -104,7 +105,8 @@ class EvaluationWork:
             "source_name": self._source.name,
             "base_model": self._finetune.base_model,
         }
-        await asyncio.to_thread(replace(job, titles=titles).write)
+        job = replace(job, titles=titles, suite_stall_seconds=self._shop.suite_stall_seconds)
+        await asyncio.to_thread(job.write)
         return job
 
     async def _check(self) -> CheckedEvaluation:

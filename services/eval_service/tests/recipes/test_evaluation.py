@@ -3,7 +3,9 @@
 import csv
 import json
 import threading
+import time
 import warnings
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch.nn import functional
 from eval_service.evaluations import scored_by
 from eval_service.recipes import scorer
 from eval_service.recipes.evaluation import evaluate
+from eval_service.recipes.progress import Stalled
 from eval_service.recipes.samples import NothingHeldOut
 from eval_service.scoring.generation import write_answers
 from modelkit import scratch
@@ -158,6 +161,35 @@ def test_a_long_silent_step_gives_signs_of_life(
     steps = [event["step"] for event in events.of("progress")]
     assert steps == sorted(steps)
     assert events.events[-1]["type"] == "done"
+
+
+def test_a_suite_that_hangs_is_ended(
+    bench: Bench, checkpoints: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take longer than its limit as long as it asks the model something."""
+    monkeypatch.setattr("workerkit.child.heartbeat.BEAT_SECONDS", 0.001)
+    alive = threading.Event()
+
+    def watch(event: dict[str, Any]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            alive.set()
+
+    def run(names: Sequence[str], model: Any, tokenizer: Any, between: Callable[[], None]) -> dict[str, float]:
+        end = time.monotonic() + 3 * limit
+        while time.monotonic() < end:
+            between()
+            alive.clear()
+            assert alive.wait(timeout=30)
+        threading.Event().wait()
+        raise AssertionError("it went on")
+
+    limit = 0.1
+    monkeypatch.setattr("eval_service.suites.run", run)
+    job = bench.job(candidates=checkpoints, scores=["token_f1"], suites=["sums"], suite_stall_seconds=limit)
+    with pytest.raises(Stalled, match=r"nothing for 0.1 s while it ran sums.*TUNESMITH_SUITE_STALL_SECONDS") as caught:
+        bench.run(job, watch)
+    assert not caught.value.retryable
+    assert not job.output_dir.exists()
 
 
 @pytest.mark.parametrize("phase", ["comparing answers", "writing the report"])

@@ -22,6 +22,8 @@ SAMPLING: Mapping[str, float] = {
 }
 TEST, VALIDATION, AUTO = "TEST", "VALIDATION", "AUTO"
 
+SUITE_STALL_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
@@ -74,7 +76,8 @@ class Job:
     """An evaluation on this machine.
 
     With own_dataset the files are those of a dataset of its own, else those that the task was trained on. titles are
-    what the report says of task and data. dataset_sha256 is the identity of the training's rows, empty when unknown.
+    what the report says of task and data. Suites may ask the model nothing for suite_stall_seconds. dataset_sha256 is
+    the identity of the training's rows, empty when unknown.
     """
 
     model_dir: Path
@@ -89,6 +92,7 @@ class Job:
     scores: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     suites: tuple[str, ...] = ()
+    suite_stall_seconds: float = SUITE_STALL_SECONDS
     learnt: Learnt = field(default_factory=Learnt)
     choice: Choice = field(default_factory=Choice)
     answering: Answering = field(default_factory=Answering)

@@ -1,8 +1,14 @@
 """How far an evaluation is, and the places where it ends when somebody wants that."""
 
 import contextlib
+import math
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from typing import NoReturn
 
+from workerkit.child.errors import RecipeError
 from workerkit.child.events import EventWriter
 from workerkit.child.heartbeat import beating
 from workerkit.child.stopping import StopRequest
@@ -12,6 +18,12 @@ class Stopping(Exception):
     """The worker asked for an end."""
 
 
+class Stalled(RecipeError):
+    """A step hangs."""
+
+    reason = "EVALUATION_STALLED"
+
+
 class Progress:
     """Counts samples of checkpoints: so many checkpoints are scored, and a share of the next one."""
 
@@ -19,6 +31,7 @@ class Progress:
         self._events, self._stop, self._checkpoints = events, stop, checkpoints
         self._samples = self._scored = 0
         self._share = 0.0
+        self._moved = 0.0  # when heed() was called last, by a clock that nobody sets
 
     def start(self, samples: int) -> None:
         """Scoring begins, on so many samples."""
@@ -38,17 +51,45 @@ class Progress:
         self.heed()
 
     def heed(self) -> None:
-        """Raises Stopping when that is asked for."""
+        """The work goes on. Raises Stopping when an end is asked for."""
+        self._moved = time.monotonic()
         if self._stop.requested:
             raise Stopping
 
     @contextlib.contextmanager
-    def silent_step(self) -> Iterator[None]:
-        """While it lasts the progress is repeated, so that a long step of which nothing is told is none that hangs."""
-        with beating(lambda: self._tell(always=True)):
+    def silent_step(self, seconds: float = math.inf, stalled: str = "") -> Iterator[None]:
+        """While it lasts the progress is repeated, so that a long step of which nothing is told is none that hangs.
+
+        When heed() is not called for so many seconds it does hang: Stalled with that message is raised in it, and what
+        does not end by that gives no more signs of life. With a limit only in the main thread.
+        """
+        self._moved = time.monotonic()
+        main = threading.get_ident()
+
+        def beat() -> None:
+            if time.monotonic() - self._moved < seconds:
+                self._tell(always=True)
+            else:
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+        with _raising(Stalled(stalled)) if seconds < math.inf else contextlib.nullcontext(), beating(beat):
             yield
 
     def _tell(self, *, always: bool) -> None:
         done, samples = self._scored + self._share, self._samples
         total = self._checkpoints * samples
         self._events.progress(step=int(done * samples), total_steps=total, epoch=done, always=always)
+
+
+@contextlib.contextmanager
+def _raising(error: Exception) -> Iterator[None]:
+    """Within it SIGUSR1 raises an error, also where the main thread waits for a lock or reads."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    before = signal.signal(signal.SIGUSR1, fail)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)

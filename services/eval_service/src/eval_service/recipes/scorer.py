@@ -55,7 +55,8 @@ class Scorer:
             found.answers = self._answers(self._writing)
         if self._job.suites:
             self._progress.tell(1.0)
-            with self._progress.silent_step():
+            seconds = self._job.suite_stall_seconds
+            with self._progress.silent_step(seconds, suites.stalled(self._job.suites, seconds)):
                 found.suites = suites.run(self._job.suites, model, self._loaded.tokenizer, self._progress.heed)
         return found
 
