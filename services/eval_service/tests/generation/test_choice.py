@@ -12,7 +12,7 @@ from eval_service.generation.sources import Stored, choose
 from modelkit.base_models import ResolvedModel
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound
 from tunesmith.eval.v1 import eval_service_pb2 as pb
-from tunesmith.task.v1 import task_service_pb2
+from tunesmith.task.v1 import task_pb2, task_service_pb2
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja")
 WHOLE = ("config.json", "model.safetensors", "tokenizer.json")
@@ -75,6 +75,17 @@ def test_what_does_not_go_together() -> None:
     image.spec.finetune.image_classifier.SetInParent()
     with pytest.raises(FailedPrecondition, match="writes no text"):
         choose(pb.GenerateRequest(task_id="t", base_model=True), image)
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [(task_pb2.STATE_RUNNING, "is RUNNING; wait"), (task_pb2.STATE_FAILED, "is FAILED; it has left no model")],
+)
+def test_an_export_without_files_says_whether_waiting_helps(state: Any, advice: str) -> None:
+    export = task_service_pb2.TaskSource(task_id="t", state=state)
+    export.spec.export.source_task_id = "x"
+    with pytest.raises(FailedPrecondition, match=advice):
+        choose(pb.GenerateRequest(task_id="t"), export)
 
 
 def test_defaults_and_what_switches_off() -> None:

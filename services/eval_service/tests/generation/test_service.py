@@ -1,6 +1,7 @@
 """The service answers from any checkpoint: through gRPC, real processes and an object store."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -153,10 +154,21 @@ async def test_models_that_are_not_there(
     classifier = spec_pb2.LanguageModelParameters(objective=spec_pb2.OBJECTIVE_CLASSIFICATION)
     await service.finetune("classes", models["qwen2"], {1: adapters[0]}, parameters=classifier)
     assert (await refused(caller, FailedPrecondition, "classes")).reason == "MODEL_CLASSIFIES"
+    await service.export("merged classes", build_classifier(tmp_path, models["qwen2"]))
+    assert (await refused(caller, FailedPrecondition, "merged classes")).reason == "MODEL_CLASSIFIES"
     await service.finetune("lost", tmp_path / "nowhere", {1: adapters[0]})
     assert "base_model" in (await refused(caller, FailedPrecondition, "lost")).message
     await service.finetune("other", models["llama"], {1: build_other(tmp_path, adapters[0])})
     assert (await refused(caller, FailedPrecondition, "other")).reason == "BASE_MODEL_CHANGED"
+
+
+def build_classifier(folder: Path, model: Path) -> Path:
+    """A merged model that says that it classifies."""
+    shutil.copytree(model, folder / "classifier")
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["Qwen2ForSequenceClassification"]
+    (folder / "classifier" / "config.json").write_text(json.dumps(config))
+    return folder / "classifier"
 
 
 def build_other(folder: Path, adapter: Path) -> Path:

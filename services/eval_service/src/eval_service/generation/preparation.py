@@ -11,7 +11,7 @@ from eval_service.generation.gguf_metadata import read_metadata
 from eval_service.generation.memory import PROCESS_BYTES, needed_by, needed_by_gguf
 from eval_service.generation.models import Base, Limits, require_memory
 from eval_service.generation.progress import Progress
-from eval_service.generation.sources import Choice, Stored
+from eval_service.generation.sources import Choice, Stored, classifies
 from eval_service.generation.threads import Threads
 from modelkit.base_models import BaseModels, ResolvedModel, describe
 from modelkit.checkpoints import FileEntry
@@ -22,6 +22,7 @@ from servicekit.errors import FailedPrecondition
 
 TRANSFORMERS, GGUF = "transformers", "gguf"
 WEIGHTS = (".safetensors", ".gguf")
+CLASSIFIER = "ForSequenceClassification"  # how the classes of transformers' text classifiers end
 CHECKS_AT_ONCE, CONVERSIONS_AT_ONCE = 4, 1
 
 
@@ -64,7 +65,7 @@ class Preparation:
         if content.form is Form.GGUF:
             return Prepared(await self._gguf(content, files, folder))
         if content.form is Form.WHOLE:
-            return Prepared(await self._whole(folder / content.path, content_key(files)))
+            return Prepared(await self._whole(folder / content.path, content_key(files), choice.task_id))
         base, directory = await self._base(choice, progress, held)
         progress.enter("checking base model")
         await self._checks.run(require_same_base, folder, directory, name=choice.base_model)
@@ -89,7 +90,8 @@ class Preparation:
                 text = f"base_model: the output of {choice.base_model} is not a whole model"
                 raise FailedPrecondition(text, reason="BASE_MODEL_INVALID")
             folder = await held.enter_async_context(self._files.held(choice.base_stored, files, progress))
-            return await self._whole(folder / content.path, content_key(files)), folder / content.path
+            whole = await self._whole(folder / content.path, content_key(files), choice.task_id)
+            return whole, folder / content.path
         progress.enter("finding base model")
         model = await self._checks.run(self._base_models.resolve, choice.base_model, own_tokenizer=choice.own_tokenizer)
         threads = self._checks
@@ -101,10 +103,12 @@ class Preparation:
             held.enter_context(self._base_models.conversions.holding(directory))
         return self._loadable(model, directory, f"{directory}:{model.sha256}", choice.base_model), directory
 
-    async def _whole(self, directory: Path, key: str) -> Base:
-        """A model that was stored whole."""
+    async def _whole(self, directory: Path, key: str, task_id: str) -> Base:
+        """A model that was stored whole, for a task. FailedPrecondition when it is a classifier."""
         found = await self._checks.run(inspect, directory)
         model = describe(directory.name, directory, found, field="model")
+        if any(str(name).endswith(CLASSIFIER) for name in model.config.get("architectures") or ()):
+            raise classifies(task_id)
         return self._loadable(model, directory, key, f"the {model.family} model of the task")
 
     def _loadable(self, model: ResolvedModel, directory: Path, key: str, name: str) -> Base:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem
 from tunesmith.eval.v1 import eval_service_pb2 as pb
-from tunesmith.task.v1 import spec_pb2, task_service_pb2
+from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
 
 TASK_PREFIX = "task:"
 
@@ -65,12 +65,15 @@ def _of_finetune(request: pb.GenerateRequest, source: task_service_pb2.TaskSourc
     if request.base_model:
         return Choice(source.task_id, 0, None, base, from_task, own_tokenizer)
     if finetune.language_model.objective == spec_pb2.OBJECTIVE_CLASSIFICATION:
-        raise FailedPrecondition(
-            f"the model of task {source.task_id} classifies texts, it writes none; evaluate it to see how well",
-            reason="MODEL_CLASSIFIES",
-        )
+        raise classifies(source.task_id)
     step, stored = _checkpoint(request.checkpoint_step, source)
     return Choice(source.task_id, step, stored, base, from_task, own_tokenizer)
+
+
+def classifies(task_id: str) -> FailedPrecondition:
+    """What a question to a classifier is answered with."""
+    text = f"the model of task {task_id} classifies texts, it writes none; evaluate it to see how well"
+    return FailedPrecondition(text, reason="MODEL_CLASSIFIES")
 
 
 def _checkpoint(step: int, source: task_service_pb2.TaskSource) -> tuple[int, Stored]:
@@ -100,7 +103,10 @@ def _of_export(request: pb.GenerateRequest, source: task_service_pb2.TaskSource)
     if problems:
         raise InvalidArgument(problems=problems)
     if not source.output.prefix:
-        text = f"export {source.task_id} has not ended yet; wait until it is COMPLETED"
+        state = task_pb2.State.Name(source.state).removeprefix("STATE_")
+        ended = source.state in (task_pb2.STATE_FAILED, task_pb2.STATE_STOPPED)
+        advice = "it has left no model, export again" if ended else "wait until it is COMPLETED"
+        text = f"export {source.task_id} is {state}; {advice}"
         raise FailedPrecondition(text, reason="EXPORT_NOT_COMPLETED")
     stored = Stored(source.output.prefix, source.output.manifest_sha256)
     step = source.spec.export.checkpoint_step or source.output.step
