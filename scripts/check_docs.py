@@ -23,6 +23,7 @@ TRANSLATED = {
     "docs/http.md": "docs/http.zh.md",
     "docs/memory-and-presets.md": "docs/memory-and-presets.zh.md",
     "docs/evaluation.md": "docs/evaluation.zh.md",
+    "docs/export-parity.md": "docs/export-parity.zh.md",
 }
 SETTINGS: tuple[type[BaseSettings], ...] = (
     EvalSettings,
