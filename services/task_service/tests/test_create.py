@@ -16,7 +16,7 @@ from servicekit.errors import (
     Unimplemented,
 )
 from servicekit.grpc_client import open_channel
-from services.task_service.tests.harness import Client, Service, create_request, language_model_spec
+from services.task_service.tests.harness import Client, Service, crashed, create_request, language_model_spec
 from task_service.spec_check import evaluation_checker, export_checker, trainer_checker
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
 
@@ -240,6 +240,49 @@ async def test_the_output_of_a_task_needs_a_dependency(alice: Client) -> None:
     with pytest.raises(InvalidArgument, match="depends_on"):
         await alice.create(spec=spec)
     assert (await alice.create(spec=spec, depends_on=[first.id])).depends_on == [first.id]
+
+
+async def test_a_training_goes_on_from_another_tasks_stored_checkpoint(
+    service: Service, alice: Client, bob: Client
+) -> None:
+    """M7, C39: by the path that lists of checkpoints show; it stays until the training has ended."""
+    first = await alice.create()
+    attempt = await service.worker().claim(first.id)
+    for step in (5, 10):
+        await attempt.say(checkpoint_saved=attempt.checkpoint(step))
+    await attempt.say(completed=attempt.completed())
+    await service.record_facts()
+    spec = language_model_spec()
+    spec.finetune.resume_from_checkpoint = f"tasks/{first.id}/attempts/1/checkpoint-5"
+    with pytest.raises(InvalidArgument, match="no stored checkpoint"):
+        await bob.create(spec=spec)
+    second = await alice.create(spec=spec)
+    claim = (await service.worker().claim(second.id)).claim
+    assert [(item.task_id, item.step) for item in claim.resume_from] == [(first.id, 5)]
+    assert claim.resume_exact
+    with pytest.raises(FailedPrecondition, match="in use"):
+        await alice.delete(first.id)
+    spec.finetune.resume_from_checkpoint = f"tasks/{first.id}/attempts/1/checkpoint-7"
+    with pytest.raises(InvalidArgument, match="checkpoint-7"):
+        await alice.create(spec=spec)
+
+
+async def test_a_training_prefers_its_own_checkpoints(service: Service, alice: Client) -> None:
+    first = await alice.create()
+    attempt = await service.worker().claim(first.id)
+    await attempt.say(checkpoint_saved=attempt.checkpoint(5))
+    await attempt.say(completed=attempt.completed())
+    await service.record_facts()
+    spec = language_model_spec()
+    spec.finetune.resume_from_checkpoint = f"tasks/{first.id}/attempts/1/checkpoint-5"
+    task = await alice.create(spec=spec)
+    running = await service.worker().claim(task.id)
+    await running.say(checkpoint_saved=running.checkpoint(8))
+    await running.say(failed=crashed())
+    await service.record_facts()
+    claim = (await service.worker().claim(task.id, 2)).claim
+    assert [(item.task_id, item.step) for item in claim.resume_from] == [(task.id, 8)]
+    assert not claim.resume_exact
 
 
 async def test_quantization_means_qlora(alice: Client) -> None:

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint in a directory that the task names (C39, M27): below a root, whole, and verified."""
+"""Going on from a checkpoint that the task names (C39, M27): whole and verified, below a root or in the store."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,14 @@ from modelkit.base_models import BaseModels
 from modelkit.checkpoints import write_manifest
 from modelkit.datasets import DataCache
 from modelkit.paths import AllowedRoots
+from servicekit.objects import ObjectStore
 from services.trainer_service.tests.bench import Bench, MakeSpec
 from services.workerkit.tests.desk import Desk, payloads
 from trainer_service.checks import SpecChecks
 from trainer_service.recipes.checkpoint_files import STATES, missing_from, step_of
 from tunesmith.task.v1 import spec_pb2
+from tunesmith.task.v1 import task_pb2 as tasks
+from workerkit.artifacts import Origin, Upload
 from workerkit.datasets import DatasetChecks
 
 FIELD = "finetune.resume_from_checkpoint"
@@ -101,3 +104,24 @@ async def test_what_the_task_saved_itself_comes_first(
         await desk.dispatch(task_id)
         received = await desk.facts_until(task_id, "completed")
     assert payloads(received, "child_started")[0].resumed_step == 4
+
+
+async def test_a_stored_checkpoint_comes_with_the_claim(
+    bench: Bench, desk: Desk, make_spec: MakeSpec, checks: SpecChecks, checkpoint: Path, store: ObjectStore
+) -> None:
+    """By the path that lists of checkpoints show; without it the training does not begin anew."""
+
+    async def held() -> None:
+        """No lease is needed."""
+
+    stored = await Upload(store, Origin("first", 1, 1, "m"), "checkpoint-2", checkpoint, step=2, ensure=held).run()
+    spec = make_spec({"steps": 4}, resume_from_checkpoint=stored.prefix)
+    assert problems(checks, spec) == []
+    named, gone = await desk.submit(spec), await desk.submit(spec)
+    desk.records[named].resume_from = [tasks.Checkpoint(task_id="first", attempt=1, step=2, prefix=stored.prefix)]
+    async with bench.worker():
+        received = await desk.facts_until(named, "completed")
+        (failed,) = payloads(await desk.facts_until(gone, "failed"), "failed")
+    assert payloads(received, "child_started")[0].resumed_step == 2
+    assert f"going on from {stored.prefix}, verified" in await desk.log(named)
+    assert (failed.error.reason, stored.prefix in failed.error.message) == ("CHECKPOINT_MISSING", True)

@@ -20,6 +20,7 @@ _WIDEST = {
 }
 _DEVICES = re.compile(r"([0-9]+(,[0-9]+)*)?")
 _DATASET_ID = re.compile(r"[0-9a-z]{26}")
+_STORED_CHECKPOINT = re.compile(r"tasks/(?P<task>[0-9a-z]{1,64})/attempts/[0-9]{1,9}/checkpoint-[0-9]{1,9}")
 _HUB = re.compile(r"hf://(datasets/)?(?P<id>[^/]+/[^/]+)")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
@@ -89,6 +90,12 @@ def dataset_name(source: spec_pb2.DatasetSource) -> str:
     kind = source.WhichOneof("source")
     text = str(getattr(source, kind)) if kind else ""
     return f"hf://{text}" if kind == "hub_id" else text
+
+
+def checkpoint_task(text: str) -> str:
+    """The task whose stored checkpoint a text names, as lists of checkpoints do; empty for a directory's path."""
+    found = _STORED_CHECKPOINT.fullmatch(text)
+    return found["task"] if found else ""
 
 
 def _holder(spec: spec_pb2.FinetuneSpec, path: str) -> tuple[Any, str]:

@@ -9,6 +9,7 @@ from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache, DatasetFiles, Reading, splitting
 from modelkit.errors import ModelkitError
 from modelkit.paths import AllowedRoots
+from parameterkit.values import checkpoint_task
 from servicekit.errors import Problem, Unimplemented
 from trainer_service.devices import gpus
 from trainer_service.recipes.checkpoint_files import missing_from
@@ -186,8 +187,11 @@ class SpecChecks:
         checked.output_dir = target
 
     def _check_resume(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
-        """What a checkpoint was made from is compared by the training itself."""
-        if not finetune.resume_from_checkpoint:
+        """What a checkpoint was made from is compared by the training itself.
+
+        One in the store comes with the claim of the task, which the task service gives to the owner alone.
+        """
+        if not finetune.resume_from_checkpoint or checkpoint_task(finetune.resume_from_checkpoint):
             return
         name = "finetune.resume_from_checkpoint"
         try:

@@ -97,6 +97,11 @@ class Reporter:
             self._timers.within(wait, self._flush_points)
 
     @property
+    def task_id(self) -> str:
+        """The task of the attempt."""
+        return self._task_id
+
+    @property
     def steps_per_second(self) -> float:
         """How fast this attempt has worked, everything between its steps included; 0 before a few steps."""
         if self._pace is None or self._newest is None:

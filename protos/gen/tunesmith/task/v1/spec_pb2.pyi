@@ -276,8 +276,9 @@ class FinetuneSpec(_message.Message):
     output_dir: _builtins.str
     """Directory below an allowed root that receives the finished model. Empty: the platform's own output directory."""
     resume_from_checkpoint: _builtins.str
-    """Directory of a checkpoint below an allowed root to go on from, with its optimiser, schedule and position in the data;
-    refused when it is of another base model, dataset or configuration. Empty: start anew.
+    """Checkpoint to go on from, with its optimiser, schedule and position in the data: a directory below an allowed root, or
+    the prefix of a stored checkpoint of a task that the caller may see ("tasks/ID/attempts/1/checkpoint-500"). Refused when it
+    is of another base model or configuration. Empty: start anew.
     """
     @_builtins.property
     def dataset(self) -> Global___DatasetSource:

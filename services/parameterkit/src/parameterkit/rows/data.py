@@ -70,8 +70,8 @@ ROWS = (
         aliases=("resume_checkpoint",),
         label_en="(Optional) Resume checkpoint path",
         label_zh="(可选)恢复训练检查点路径",
-        meaning="Directory of a checkpoint to go on from, with its optimiser, schedule and position in the data.",
-        description_zh="从指定检查点继续训练，包括优化器、调度器和数据位置",
+        meaning="Checkpoint to go on from with optimiser, schedule and place in the data: directory or listed path.",
+        description_zh="从指定检查点继续训练，包括优化器、调度器和数据位置；可填目录，或检查点列表中显示的路径",
         fold="optional",
     ),
     _data(

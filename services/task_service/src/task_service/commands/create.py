@@ -23,6 +23,7 @@ from task_service.datasets.use import dataset_problems, use_dataset
 from task_service.defaults import fill
 from task_service.domain.lifecycle import Lifecycle
 from task_service.quotas.admission import require_quota
+from task_service.sources.checkpoints import checkpoint_problems, source_of_checkpoint, use_checkpoint
 from task_service.sources.use import Plan, plan_source, share_tasks, use_source
 from task_service.sources.wish import source_wish
 from task_service.spec_check import Metadata, SpecChecker
@@ -97,6 +98,7 @@ class CreateTask:
         problems = text_problems(request)
         async with self.core.database.caller(), self.core.database.reading() as session:
             problems += await dependency_problems(session, principal, request)
+            problems += await checkpoint_problems(session, principal, spec)
             plan = await plan_source(session, principal, spec, request.depends_on)
             source = plan.source if plan else None
             problems += plan.problems if plan else []
@@ -147,7 +149,8 @@ class CreateTask:
         request, spec = new.request, new.spec
         await require_quota(session, self.core.checkpoint_quota, principal.user, spec)
         wish = source_wish(spec)
-        rows = await share_tasks(session, principal, {*request.depends_on, *([wish.task_id] if wish else [])})
+        sources = [wish.task_id if wish else "", source_of_checkpoint(spec)]
+        rows = await share_tasks(session, principal, {*request.depends_on, *filter(None, sources)})
         plan = await plan_source(session, principal, spec, request.depends_on)
         if plan is not None and plan.problems:
             raise InvalidArgument(problems=plan.problems)
@@ -155,6 +158,7 @@ class CreateTask:
         blocked = waits(depends_on, rows)
         row = await new.insert(session, depends_on)
         await use_dataset(session, principal, row, spec, plan.source if plan else None)
+        await use_checkpoint(session, principal, row, spec)
         if plan is not None:
             use_source(session, row, plan)
         recorder = Recorder(session, self.core.outbox, row.create_time)

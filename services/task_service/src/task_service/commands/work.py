@@ -19,6 +19,7 @@ from task_service.domain.lifecycle import Claim, Directive, Refusal
 from task_service.domain.quota import Quota
 from task_service.quotas.convert import allowance_message
 from task_service.quotas.records import QuotaRepository
+from task_service.sources.checkpoints import named_checkpoint
 from task_service.sources.describe import source_of
 from tunesmith.task.v1 import task_service_pb2
 
@@ -98,10 +99,12 @@ class Work:
         self, session: AsyncSession, row: TaskRow, recorder: Recorder
     ) -> task_service_pb2.ClaimTaskResponse:
         checkpoints, exact = await resume_candidates(session, row)
+        own = [checkpoint_message(row.id, checkpoint) for checkpoint in checkpoints]
+        named = [] if own else await named_checkpoint(session, row)
         return task_service_pb2.ClaimTaskResponse(
             task=await recorder.message(row),
-            resume_from=[checkpoint_message(row.id, checkpoint) for checkpoint in checkpoints],
-            resume_exact=exact,
+            resume_from=own or named,
+            resume_exact=exact or bool(named),
             lease_seconds=self.core.policy.lease_seconds,
             dependency_outputs=await _dependency_outputs(session, row),
             allowance=allowance_message((await self._quotas(session).at_this_time(row.owner))[0]),

@@ -289,7 +289,7 @@ class TaskDatasetRow(Base):
 
 
 class TaskSourceRow(Base):
-    """task_number is an evaluation or export that needs the task with the id source_id until it has ended.
+    """task_number is an evaluation, export or training that needs the task with the id source_id until it has ended.
 
     At position 0 is the task that it starts from; steps are the checkpoints of that one that it needs, as far as they
     are known. At position 1 is the task whose output is that one's base model.

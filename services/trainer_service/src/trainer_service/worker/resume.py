@@ -37,22 +37,29 @@ async def fetch_checkpoint(
         try:
             await fetch(store, candidate.prefix, target, manifest_sha256=candidate.manifest_sha256)
         except ArtifactDamaged as damaged:
-            reason = f"checkpoint-{candidate.step} of attempt {candidate.attempt} is damaged: {damaged}"
+            reason = f"{_name(candidate, reporter)} is damaged: {damaged}"
             reasons.append(reason)
             reporter.log([f"{reason}; it is passed over"])
             rejected = facts.CheckpointRejected(prefix=candidate.prefix, step=candidate.step, reason=str(damaged))
             reporter.fact(facts.Fact(checkpoint_rejected=rejected))
             continue
-        reporter.log([f"going on from checkpoint-{candidate.step} of attempt {candidate.attempt}, verified"])
+        reporter.log([f"going on from {_name(candidate, reporter)}, verified"])
         return Resumption(target, candidate.step)
     if not reasons:
         return None
     if exact:
-        message = f"{reasons[0]}; it was asked for by its step, so no other is used in its place"
+        message = f"{reasons[0]}; it was asked for, so no other is used in its place"
     else:
         others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         message = f"no checkpoint can be used: {reasons[0]}{others}"
     raise AttemptError(Failed("CHECKPOINT_DAMAGED", message, reasons))
+
+
+def _name(checkpoint: tasks.Checkpoint, reporter: Reporter) -> str:
+    """A checkpoint in words; that of another task by its whole name."""
+    if checkpoint.task_id != reporter.task_id:
+        return checkpoint.prefix
+    return f"checkpoint-{checkpoint.step} of attempt {checkpoint.attempt}"
 
 
 async def adopt_checkpoint(folder: Path, reporter: Reporter) -> Resumption:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from modelkit.base_models import describe
 from modelkit.errors import ModelkitError
 from modelkit.inspection import inspect
+from parameterkit.values import checkpoint_task
 from servicekit.errors import Unimplemented
 from servicekit.objects import ObjectStore
 from trainer_service.checks import CheckedSpec, SpecChecks, base_task
@@ -136,6 +137,9 @@ class Training:
             )
             if resumption is not None:
                 job = replace(job, resume_from=resumption.folder, resume_step=resumption.step)
+        elif checkpoint_task(self._spec.resume_from_checkpoint):
+            message = f"finetune.resume_from_checkpoint: {self._spec.resume_from_checkpoint} is not stored any more"
+            raise AttemptError(Failed("CHECKPOINT_MISSING", message))
         elif checked.resume_from:
             resumption = await adopt_checkpoint(checked.resume_from, self._reporter)
             job = replace(job, resume_from=resumption.folder, resume_step=resumption.step)
