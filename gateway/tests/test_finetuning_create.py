@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.finetuning.arguments import KNOWN_NAMES
 from gateway.finetuning.create import Creation
-from servicekit.errors import InvalidArgument, NotFound, Problem, Unavailable, Unimplemented
+from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem, Unavailable, Unimplemented
 from tunesmith.task.v1 import spec_pb2
 
 EXAMPLE = {
@@ -232,6 +232,11 @@ async def test_problems_of_the_services_have_the_callers_names(gateway: Any) -> 
         Unimplemented("image classifiers come later"): "image classifiers come later",
         NotFound("dataset 5 does not exist"): "dataset 5 does not exist",
         Unavailable("connection refused"): "服务暂时不可用，请稍后重试",
+        FailedPrecondition(
+            "the checkpoint quota is spent",
+            reason="QUOTA_EXHAUSTED",
+            metadata={"reset_time": "2026-12-01T00:00:00+00:00"},
+        ): "配额已用尽，2026-12-01 重置；可联系管理员提高配额，或将 save_strategy 设为 no",
     }
     for error, message in messages.items():
         gateway.tasks.error = error

@@ -79,7 +79,7 @@ async def test_stop_answers_the_status(gateway: Gateway) -> None:
     assert gateway.tasks.tasks[TASK_ID].state == task_pb2.STATE_STOPPING
     gateway.tasks.tasks[TASK_ID].state = task_pb2.STATE_STOPPED
     response = await gateway.client.post(f"/api/training/stop/{TASK_ID}")
-    assert (response.status_code, response.json()) == (400, {"detail": "the task has ended"})
+    assert (response.status_code, response.json()) == (400, {"detail": "the task is not running: it is cancelled"})
 
 
 async def test_checkpoints(gateway: Gateway) -> None:

@@ -115,7 +115,11 @@ class GuideTasks:
     async def stop(self, call: Call) -> Any:
         """POST stop/{task_id}."""
         task = await self.get(call, call.path("task_id"))
-        response = await call.ask(self._tasks.StopTask, task_service_pb2.StopTaskRequest(task_id=task.id))
+        try:
+            response = await call.ask(self._tasks.StopTask, task_service_pb2.StopTaskRequest(task_id=task.id))
+        except FailedPrecondition:
+            status = views.status_document(await self.get(call, task.id))["status"]
+            raise FailedPrecondition(f"the task is not running: it is {status}") from None
         return views.status_document(response.task)
 
     async def active(self, call: Call) -> Any:
