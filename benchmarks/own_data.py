@@ -10,9 +10,11 @@ from modelkit.datasets import DataCache, DatasetFiles, JsonlDataset
 from modelkit.encoders import encoder_for
 from modelkit.loading import load_config, load_tokenizer
 from trainer_service.recipes.rows import EncodedRows, Store
+from workerkit.child import environment
 
 
 def main(model: str, dataset: str, output: str) -> None:
+    environment.apply()
     folder, cache = Path(model), DataCache(Path(output) / "cache")
     config = load_config(folder)
     tokenizer: Any = load_tokenizer(folder, config)

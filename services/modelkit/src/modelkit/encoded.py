@@ -41,6 +41,6 @@ class RowEncoder(Protocol):
 
 
 def encode_batch(backend: Any, texts: list[str], *, special_tokens: bool) -> list[Any]:
-    """Encodings of texts; the tokenizer works on all cores without Python."""
+    """Encodings of texts; other threads go on meanwhile."""
     encodings: list[Any] = backend.encode_batch(texts, add_special_tokens=special_tokens)
     return encodings

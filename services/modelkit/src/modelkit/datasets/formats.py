@@ -6,8 +6,6 @@ from typing import Any, NamedTuple, TypedDict
 
 from modelkit.datasets.columns import SUPERVISED, ColumnNames, Columns, RowError, columns_of
 
-ROLE_KEYS = ("role", "from")
-CONTENT_KEYS = ("content", "value")
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -137,8 +135,8 @@ def _from_messages(row: dict[str, Any], columns: Columns) -> list[Message]:
 def _turn(turn: Any, column: str) -> Message:
     if type(turn) is not dict:
         raise RowError("WRONG_TYPE", f'an item of "{column}" is not an object', "write {role, content} objects")
-    role = next((turn[key] for key in ROLE_KEYS if key in turn), None)
-    content = next((turn[key] for key in CONTENT_KEYS if key in turn), None)
+    role = turn["role"] if "role" in turn else turn.get("from")
+    content = turn["content"] if "content" in turn else turn.get("value")
     if type(content) is list:
         content = _joined(content)
     if type(role) is str and not content and turn.get("tool_calls"):

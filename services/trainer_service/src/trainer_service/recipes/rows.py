@@ -17,6 +17,7 @@ from modelkit.datasets import DataCache, DatasetReport, FileReport, JsonlDataset
 from modelkit.datasets.index import unchanged
 from modelkit.encoded import RowEncoder
 from modelkit.errors import InvalidDataset, ModelkitError, Problem
+from modelkit.in_order import in_order
 from modelkit.template_fit import template_problems
 from modelkit.tokenised import TokenFile, write_rows
 
@@ -147,11 +148,14 @@ class EncodedRows:
     def blocks(self, say: Callable[[str], None] = lambda _: None) -> Iterator[list[Encoded]]:
         """Every row, tokenised; now and then it is said how far this is. Raises as get does."""
         spoken = time.monotonic()
-        for start in range(0, len(self._rows), SEARCH_ROWS):
-            yield self._encoder.encode(self._rows[start : start + SEARCH_ROWS])
+        for done, block in enumerate(in_order(self._encode_block, range(0, len(self._rows), SEARCH_ROWS)), start=1):
+            yield block
             if time.monotonic() - spoken > SAY_SECONDS:
-                say(f"{start + SEARCH_ROWS:,} of {len(self._rows):,} rows tokenised")
+                say(f"{done * SEARCH_ROWS:,} of {len(self._rows):,} rows tokenised")
                 spoken = time.monotonic()
+
+    def _encode_block(self, start: int) -> list[Encoded]:
+        return self._encoder.encode(self._rows[start : start + SEARCH_ROWS])
 
     def _stored(self) -> TokenFile | None:
         """The stored rows; another process may have stored them meanwhile."""

@@ -11,8 +11,9 @@ VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DO_NOT_TRACK": "1",
-    # Jobs are forked before the tokenizers' thread pool exists, so it is safe in them.
-    "TOKENIZERS_PARALLELISM": "true",
+    # Rows are tokenised by threads that each do all there is to do for some of them; the tokenizers' own threads would
+    # leave the cores idle between two batches.
+    "TOKENIZERS_PARALLELISM": "false",
     # Asking for devices must not start CUDA in a process that forks.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
