@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from eval_service.generation import process
 from eval_service.generation.process import ModelProcess
@@ -12,6 +13,7 @@ from servicekit.errors import Internal, TunesmithError, Unavailable
 from tests.support.waiting import eventually
 from workerkit.fork_launcher import ForkLauncher, running_launcher
 from workerkit.fork_server import children_of
+from workerkit.launcher import ChildExit
 
 LONG = 600.0
 
@@ -85,6 +87,37 @@ async def test_one_that_has_nothing_to_do_is_left_alone(
     assert not held.gone.done()
     held.kill()
     await held.wait()
+
+
+def test_what_is_told_to_one_that_has_closed_its_socket_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop of the services too: its end is told to those who ask between its last word and its death."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+    async def main() -> None:
+        async with running_launcher(preload="json", entry="silent_process:wait") as launcher:
+            await launcher.wait_warm()
+            held = await started(launcher, tmp_path / "model", monkeypatch, "hang_when_asked")
+            await held.ready
+            dead, wait = asyncio.Event(), held._child.wait
+
+            async def wait_a_moment() -> ChildExit:
+                await dead.wait()
+                return await wait()
+
+            monkeypatch.setattr(held._child, "wait", wait_a_moment)
+            held._writer.close()
+            await held._writer.wait_closed()
+            held.remove("a")
+            asking = asyncio.ensure_future(anext(held.generate("", {})))
+            await asyncio.wait((asking,), timeout=0.1)
+            dead.set()
+            with pytest.raises(Internal, match="by signal SIGKILL"):
+                await asking
+            await held.wait()
+
+    uvloop.run(main())
 
 
 async def test_one_that_cannot_be_understood_is_ended(

@@ -149,11 +149,12 @@ class ModelProcess:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _send(self, **message: Any) -> None:
-        if self.gone.done():
-            if message["op"] in ("cancel", "remove"):
-                return
+        """Tells the process; one that is about to be gone hears nothing, and whoever waits is told of its end."""
+        if not self.gone.done():
+            if not self._writer.is_closing():  # uvloop refuses to write to what is closed
+                self._writer.write(orjson.dumps(message) + b"\n")
+        elif message["op"] not in ("cancel", "remove"):
             raise self.gone.result()
-        self._writer.write(orjson.dumps(message) + b"\n")
 
     async def _read(self) -> None:
         try:
