@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sysconfig
@@ -220,6 +222,43 @@ def test_an_interrupted_answer_ends_the_command(server: Any) -> None:
         assert process.stdout.read(3) == b"yes"
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
+
+
+def test_an_interrupt_between_answers_ends_no_conversation(server: Any) -> None:
+    server.events, server.connections = answer("yes"), [(9, "end")]
+    environment = os.environ | {"TUNESMITH_URL": server.url, "TUNESMITH_TOKEN": "secret"}
+    terminal, end = pty.openpty()
+    with subprocess.Popen([COMMAND, "chat", "t"], env=environment, stdin=end, stdout=end, stderr=end) as process:
+        os.close(end)
+        seen = read_until(terminal, b"> ")
+        seen += interrupt_until(process, terminal, b"(Ctrl-D ends)\r\n> ")
+        os.write(terminal, b"hi\n")
+        seen += read_until(terminal, b"yes\r\n> ")
+        os.write(terminal, b"\x04")
+        assert process.wait(10) == 0, seen
+    os.close(terminal)
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    """What a terminal shows, up to a text."""
+    seen = b""
+    while not seen.endswith(text):
+        ready, _, _ = select.select([terminal], [], [], 10)
+        assert ready, seen
+        seen += os.read(terminal, 1000)
+    return seen
+
+
+def interrupt_until(process: subprocess.Popen[bytes], terminal: int, text: bytes) -> bytes:
+    """What a terminal shows of interrupts, up to a text; one that comes just before a read is noticed with the next."""
+    seen = b""
+    for _ in range(10):
+        process.send_signal(signal.SIGINT)
+        while not seen.endswith(text) and select.select([terminal], [], [], 1)[0]:
+            seen += os.read(terminal, 1000)
+        if seen.endswith(text):
+            return seen
+    raise AssertionError(seen)
 
 
 def test_tasks_of_one_kind(tunesmith: Tunesmith, server: Any) -> None:

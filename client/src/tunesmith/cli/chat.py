@@ -138,12 +138,17 @@ def _which(request: GenerateRequest) -> str:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, line by line, until the input or the user ends it."""
+    """What the user types, line by line, until the input or the user ends it; Ctrl-C forgets a line."""
     while True:
         try:
             line = input(QUESTION if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print("\n(Ctrl-D ends)")
+            continue
         if line in EXIT:
             return
         yield line
