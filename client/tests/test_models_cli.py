@@ -196,6 +196,15 @@ def test_two_checkpoints_side_by_side(tunesmith: Tunesmith, server: Any) -> None
     assert [request[3].get("checkpoint_step") for request in server.requests] == [None, "10"]
 
 
+def test_the_base_model_beside_checkpoints(tunesmith: Tunesmith, server: Any) -> None:
+    server.events, server.connections = answer("yes"), [(9, "end")] * 3
+    result = tunesmith("chat", "t", "--prompt", "hi", "--base", "--compare", "10", "--compare", "0")
+    headings = [line for line in result.stdout.splitlines() if line.startswith("---")]
+    assert headings == ["--- base model", "--- checkpoint 10", "--- final model"]
+    asked = [(request[3].get("base_model"), request[3].get("checkpoint_step")) for request in server.requests]
+    assert asked == [(True, None), (None, "10"), (None, None)]
+
+
 def test_several_turns(tunesmith: Tunesmith, server: Any) -> None:
     server.events, server.connections = answer("yes"), [(9, "end")] * 3
     result = tunesmith("chat", "t", "--system", "s", input="first\n\nsecond\n/reset\nthird\n/exit\nnever\n")

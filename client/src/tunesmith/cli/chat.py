@@ -83,10 +83,11 @@ class ChatSession(Session):
         self._request.messages.append(Message(role="assistant", content=answer))
 
     def _variants(self, steps: list[int]) -> Iterator[GenerateRequest]:
-        for step in [self._request.checkpoint_step, *steps]:
+        asked = [(self._request.base_model, self._request.checkpoint_step), *((False, step) for step in steps)]
+        for base_model, step in asked:
             request = GenerateRequest()
             request.CopyFrom(self._request)
-            request.checkpoint_step = step
+            request.base_model, request.checkpoint_step = base_model, step
             yield request
 
     def _pieces(self, request: GenerateRequest) -> Generator[GenerateResponse]:
@@ -117,6 +118,7 @@ class ChatSession(Session):
         responses = list(self._pieces(request))
         document = {
             "checkpoint_step": request.checkpoint_step,
+            "base_model": request.base_model,
             "text": "".join(response.text for response in responses),
             "finish_reason": next((it.finish_reason for it in reversed(responses) if it.finish_reason), ""),
             "usage": next(

@@ -18,7 +18,9 @@ def chat(
     ] = 0,
     compare: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="Step of another checkpoint that answers too; needs --prompt. Repeatable."),
+        typer.Option(
+            min=0, help="Step of another checkpoint that answers too, 0: the final model; needs --prompt. Repeatable."
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model before training.")] = False,
     artifact: Annotated[str, typer.Option(help="Of an export: name of its GGUF file.", show_default=False)] = "",

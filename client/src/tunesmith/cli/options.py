@@ -40,7 +40,8 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Data directory of a platform on this machine, for its address and token. Default ~/.tunesmith.",
+        help="Data directory of a platform on this machine, for its address and token; else TUNESMITH_DATA_DIR, else "
+        "~/.tunesmith.",
         rich_help_panel=CONNECTION,
         show_default=False,
     ),
