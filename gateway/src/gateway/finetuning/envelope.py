@@ -44,7 +44,8 @@ def reason(error: TunesmithError) -> str:
     if error.problems:
         return listed(error.problems)
     if error.reason == "QUOTA_EXHAUSTED":
-        return f"配额已用尽，{error.metadata.get('reset_time', '')[:10]} 重置；可联系管理员提高配额，或将 save_strategy 设为 no"
+        day = error.metadata.get("reset_time", "")[:10]
+        return f"配额已用尽，{day} 重置；可联系管理员提高配额，或将 save_strategy 设为 no"
     message = next((text for kind, text in _MESSAGES.items() if isinstance(error, kind)), "")
     return message or error.message
 

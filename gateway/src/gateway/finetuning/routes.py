@@ -65,7 +65,7 @@ def _no_token() -> None:
 def _renamed(error: TunesmithError) -> TunesmithError:
     """The error with the caller's names for the fields of its problems."""
     problems = [Problem(caller_name(problem.field), problem.message) for problem in error.problems]
-    return type(error)(error.message, reason=error.reason, problems=problems)
+    return type(error)(error.message, reason=error.reason, problems=problems, metadata=error.metadata)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

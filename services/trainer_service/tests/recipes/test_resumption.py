@@ -123,9 +123,9 @@ def test_what_is_changed_on_purpose_takes_effect_and_is_said(
     training = {**SAVING, "learning_rate": 1e-3, "weight_decay": 0.1}
     events = run(jobs(training=training, train_file=str(other), resume_from=str(checkpoint)))
     warnings = [event["text"] for event in events.of("log") if event["level"] == "warning"]
-    assert "the dataset is not the one that checkpoint-3 was trained on" in warnings
-    assert "training.learning_rate was 0.005 when checkpoint-3 was saved and is 0.001 now" in warnings
-    assert "training.weight_decay was 0.0 when checkpoint-3 was saved and is 0.1 now" in warnings
+    assert "warning: the dataset is not the one that checkpoint-3 was trained on" in warnings
+    assert "warning: training.learning_rate was 0.005 when checkpoint-3 was saved and is 0.001 now" in warnings
+    assert "warning: training.weight_decay was 0.0 when checkpoint-3 was saved and is 0.1 now" in warnings
     rates = events.curve("learning_rate")
     assert rates == pytest.approx({step: 1e-3 * (9 - step) / 8 for step in range(4, 9)})
 

@@ -48,9 +48,10 @@ class EventWriter:
         self._write("checkpoint", step=step, path=str(path), loss=None if loss is None else _number(loss))
 
     def log(self, text: str, level: str = INFO) -> None:
-        """A line for people; one below log_level is left out."""
+        """A line for people, which begins with a level that matters; one below log_level is left out."""
         if LEVELS.index(level) >= LEVELS.index(self.log_level):
-            self._write("log", text=_clean(text), level=level)
+            shown = f"{level}: {text}" if level in (WARNING, ERROR) else text
+            self._write("log", text=_clean(shown), level=level)
 
     def done(self, *, path: Path, step: int) -> None:
         """The finished model is whole on disk."""
