@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tunesmith.cli import app
+from tunesmith.cli.text import with_problems
 from tunesmith.cli.transfers import transfer_bar
 
 Tunesmith = Callable[..., Result]
@@ -83,3 +84,16 @@ def test_a_bar_for_files_on_a_terminal_alone(terminal: bool, shown: bool) -> Non
     with transfer_bar(Console(file=output, force_terminal=terminal, width=100), "model.gguf") as progress:
         progress(5_000, 10_000)
     assert ("model.gguf" in output.getvalue() and "5.0/10.0 kB" in output.getvalue()) == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "problems", "shown"),
+    [
+        ("one", [], ["one"]),
+        ("bad", ["line 3"], ["bad", "  - line 3"]),
+        ("a: x", ["a: x"], ["a: x"]),
+        ("a: x; b: y", ["a: x", "b: y"], ["2 problems", "  - a: x", "  - b: y"]),
+    ],
+)
+def test_each_problem_is_told_once(message: str, problems: list[str], shown: list[str]) -> None:
+    assert with_problems(message, problems) == shown

@@ -2,6 +2,7 @@
 
 import sys
 
+from tunesmith.cli.text import with_problems
 from tunesmith.client import ApiError, InvalidArgument, Unauthenticated
 
 TASK_FAILED = 1
@@ -32,16 +33,9 @@ def report(error: Exception) -> int | None:
 
 def _words(error: Exception) -> str:
     """What went wrong, with a line for each of several problems, and what helps where the message cannot know it."""
-    if isinstance(error, UsageProblem) and "\n" in str(error):
-        return _list(str(error).splitlines())
     if isinstance(error, Unauthenticated):
         return f"{error}; {TOKENS}"
-    if isinstance(error, ApiError) and len(error.problems) > 1:
-        lines = [str(problem) for problem in error.problems]
-        if all(line in error.message for line in lines):
-            return _list(lines)
-    return str(error)
-
-
-def _list(lines: list[str]) -> str:
-    return "\n".join([f"{len(lines)} problems", *(f"  - {line}" for line in lines)])
+    message, problems = str(error), str(error).splitlines()
+    if isinstance(error, ApiError):
+        message, problems = error.message, [str(problem) for problem in error.problems]
+    return "\n".join(with_problems(message, problems))

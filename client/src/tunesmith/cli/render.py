@@ -39,7 +39,8 @@ def task_page(task: Task, checkpoints: Sequence[Checkpoint]) -> RenderableType:
     parts: list[RenderableType] = [_facts(task)]
     if task.error.reason:
         title = "error" if task.state == task_pb2.STATE_FAILED else "last attempt"
-        lines = [f"{title}: {task.error.reason}: {task.error.message}", *(f"  - {it}" for it in task.error.problems)]
+        lines = text.with_problems(task.error.message, task.error.problems)
+        lines[0] = f"{title}: {task.error.reason}: {lines[0]}"
         parts.append(Text("\n".join(text.harmless(line) for line in lines), style="red"))
     if parameters := _parameters(task):
         parts.append(parameters)

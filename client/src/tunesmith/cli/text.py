@@ -1,6 +1,7 @@
 """Words for people: states, sizes, durations, and text that can do nothing to a terminal."""
 
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -53,6 +54,13 @@ def size(count: float) -> str:
 def moment(time: Timestamp) -> str:
     """Local date and time; empty when unset."""
     return time.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+
+
+def with_problems(message: str, problems: Sequence[str]) -> list[str]:
+    """A message and its problems, each once: a line for each of several, none for one that the message tells."""
+    if len(problems) > 1 and all(problem in message for problem in problems):
+        return [f"{len(problems)} problems", *(f"  - {problem}" for problem in problems)]
+    return [message, *(f"  - {problem}" for problem in problems if problem not in message)]
 
 
 def dated(word: str) -> str:
