@@ -37,6 +37,8 @@ async def told(task: "asyncio.Future[Any]", progress: Progress) -> AsyncGenerato
         for phase in begun:
             before = 0.0
             yield phase, 0.0
+        if progress.begun:  # a phase that has begun while the last one was told comes first
+            continue
         if round(progress.percent) != before:
             before = round(progress.percent)
             yield progress.phase, before
