@@ -50,7 +50,8 @@ async def test_two_exports_of_one_task_side_by_side_leave_their_files(
         received = await asyncio.gather(*(desk.facts_until(task_id, "completed", SECONDS) for task_id in ids.values()))
     for (name, task_id), told in zip(ids.items(), received, strict=True):
         completed = payloads(told, "completed")[0]
-        assert completed.progress.percent == 100
+        progress = completed.progress
+        assert (progress.percent, progress.step, progress.total_steps) == (100, 100, 100)
         placed = Path(completed.output_dir)
         assert placed == bench.outputs / task_id
         result = Result.from_json(await bench.store.get_bytes(f"{completed.output_prefix}/{RESULT}"))

@@ -11,6 +11,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from export_service.gguf.quantizer import Bytes, row_size
+from modelkit.disk import sync
 
 ALIGNMENT = 32
 READABLE = 0o644
@@ -104,17 +105,9 @@ def _room(path: Path, size: int) -> int:
 def publish(staging: Path, path: Path) -> None:
     """Gives a whole file its name, once its content is on disk."""
     staging.chmod(READABLE)
-    descriptor = os.open(staging, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(staging)
     staging.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:

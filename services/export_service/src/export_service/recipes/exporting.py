@@ -43,6 +43,7 @@ def export(directory: Path, events: EventWriter, stop: StopRequest) -> None:
         events.log("the export was stopped; nothing of it is kept")
         events.stopped(step=0)
         return
+    progress.finish()
     for artifact in result.artifacts:
         events.log(f"{artifact.name}: {artifact.size} bytes, SHA-256 {artifact.sha256}")
     events.done(path=job.output_dir, step=job.step)
