@@ -21,6 +21,8 @@ overflow-wrap:anywhere}small{color:#888}.advice{border-left:4px solid var(--acce
 tr.chosen{font-weight:600}
 """
 LONGEST = 20_000
+# Of a base model often hundreds of times that of what was trained.
+LOGARITHMIC = ("perplexity",)
 
 
 def page(content: Mapping[str, Any]) -> str:
@@ -127,7 +129,9 @@ def _charts(content: Mapping[str, Any]) -> Iterable[str]:
                 marked = not item["base_model"] and item["step"] == chosen
                 found.append(Bar(_label(item), value, low, high, marked, item["base_model"]))
         if found:
-            yield f"<h3>{_text(name)} {_text(name_zh)}</h3>{bars(name, found)}"
+            logarithmic = name in LOGARITHMIC
+            note = " <small>logarithmic from 1 对数刻度，自 1 起</small>" if logarithmic else ""
+            yield f"<h3>{_text(name)} {_text(name_zh)}{note}</h3>{bars(name, found, logarithmic=logarithmic)}"
 
 
 def _values(item: Mapping[str, Any], name: str) -> tuple[float | None, float | None, float | None]:
