@@ -9,6 +9,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from modelkit.disk import sync
+
 OWNER = ".tunesmith.json"
 
 
@@ -61,7 +63,7 @@ def _copy(source: Path, staging: Path, prefix: str, owner: str, stop: threading.
             shutil.rmtree(entry, ignore_errors=True)
     staging.mkdir()
     (staging / OWNER).write_text(owner)
-    _sync(staging / OWNER)
+    sync(staging / OWNER)
     for folder, _, names in os.walk(source):
         destination = staging / Path(folder).relative_to(source)
         destination.mkdir(exist_ok=True)
@@ -69,7 +71,7 @@ def _copy(source: Path, staging: Path, prefix: str, owner: str, stop: threading.
             if stop.is_set():
                 return
             _copy_file(Path(folder) / name, destination / name)
-        _sync(destination)
+        sync(destination)
 
 
 def _copy_file(source: Path, destination: Path) -> None:
@@ -77,15 +79,7 @@ def _copy_file(source: Path, destination: Path) -> None:
         os.link(source, destination, follow_symlinks=False)
     except OSError:
         shutil.copyfile(source, destination, follow_symlinks=False)
-    _sync(destination)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(destination)
 
 
 def _rename(staging: Path, target: Path, task_id: str) -> Path:
@@ -95,6 +89,6 @@ def _rename(staging: Path, target: Path, task_id: str) -> Path:
     with contextlib.suppress(FileNotFoundError):
         target.rename(former)
     staging.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(former, ignore_errors=True)
     return target

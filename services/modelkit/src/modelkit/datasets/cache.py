@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelkit.disk import sync_all
+
 INCOMING = ".incoming"
 LOCKS = ".locks"
 IN_USE_SECONDS = 600.0
-MANY_FILES = 100
 LOCK_SECONDS = 24 * 3600.0
 ABANDONED_SECONDS = 60.0  # a writer has its lock long before
 
@@ -84,7 +85,7 @@ class DataCache:
 
     def add(self, name: str, folder: Path) -> Path:
         """Makes a directory from incoming() the entry of a name, unless there is one. Raises OSError."""
-        bring_to_disk(folder)
+        sync_all(folder)
         entry = self.root / name
         try:
             folder.rename(entry)
@@ -165,20 +166,3 @@ def _remove_abandoned(folder: Path, now: float) -> None:
 def _size(folder: Path) -> int:
     files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     return sum(file.lstat().st_size for file in files)
-
-
-def bring_to_disk(folder: Path) -> None:
-    """Brings everything in a directory to disk, so that a crash of the machine leaves no less than its name promises.
-
-    Raises OSError.
-    """
-    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in (*names, ".")]
-    if len(paths) > MANY_FILES:
-        os.sync()
-        return
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -19,14 +19,14 @@ import orjson
 from threadpoolctl import threadpool_limits
 
 from modelkit.adapters import Adapter, Factors
-from modelkit.datasets.cache import bring_to_disk
+from modelkit.disk import flushing, sync, sync_all
 from modelkit.errors import InvalidAdapter, Problem
 from modelkit.inspection import INDEX
 from modelkit.merging.carrying import carry
 from modelkit.merging.plan import MergedTensor, MergePlan
 from modelkit.number_formats import from_float32, is_finite
 
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 17
 COPY_BYTES, PIECE_BYTES = 32 << 20, 1 << 20
 # File systems of different kinds, and some that are not local, do not copy within the kernel.
 NO_COPY_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
@@ -85,9 +85,9 @@ def merge(
             plan = stack.enter_context(MergePlan(base, opened))
             write_weights(plan, staging, progress=progress, is_stopped=is_stopped)
             carry(plan, staging)
-        bring_to_disk(staging)
+        sync_all(staging)
         staging.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -126,7 +126,8 @@ def _write_shard(
         size = sum(tensor.size for tensor in tensors)
         os.posix_fallocate(descriptor, 0, len(header) + size)
         os.pwrite(descriptor, header, 0)
-        _work(_jobs(tensors, len(header)), descriptor, wrote, is_stopped)
+        with flushing(descriptor):
+            _work(_jobs(tensors, len(header)), descriptor, wrote, is_stopped)
     finally:
         os.close(descriptor)
 
@@ -229,11 +230,3 @@ def _copy_range(source: int, target: int, size: int, begin: int, position: int) 
 
 def _copy_piece(source: int, target: int, size: int, begin: int, position: int) -> int:
     return os.pwrite(target, os.pread(source, min(size, PIECE_BYTES), begin), position)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import torch
 
+from modelkit.disk import sync
 from modelkit.identity import ORIGIN_FILE
 from modelkit.inspection import read_json
 from trainer_service.recipes.adapters import adapter_weights, save_adapter
@@ -156,15 +157,6 @@ def says_disk_full(error: BaseException, directory: Path) -> bool:
     if any(words in str(error) for words in ("No space left", "Disk quota exceeded")):
         return True
     return isinstance(error, RuntimeError) and shutil.disk_usage(directory).free < NO_SPACE
-
-
-def sync(path: Path) -> None:
-    """Brings a file or a directory's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
