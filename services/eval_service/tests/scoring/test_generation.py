@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from eval_service.generation.engine.sampling import Sampling
+from eval_service.generation.engine.sampling import Sampler, Sampling
+from eval_service.scoring.decoding import ROOM
 from eval_service.scoring.generation import Writing, write_answers
 from modelkit import scratch
 from modelkit.loading import load_model
@@ -44,6 +45,27 @@ def test_batches_write_what_is_written_one_by_one(model: Any) -> None:
     ends = frozenset({expected[0][3], expected[2][5]})
     cut = [next((row[:at] for at, token in enumerate(row) if token in ends), row) for row in expected]
     assert write_answers(model, PROMPTS, Writing(GREEDY, 12, ends)) == cut
+
+
+def test_answers_that_outgrow_their_cache_stay_the_same(model: Any) -> None:
+    length = 2 * ROOM + 3
+    expected = one_by_one(model, PROMPTS[:3], length)
+    assert write_answers(model, PROMPTS[:3], Writing(GREEDY, length, frozenset())) == expected
+    ends = frozenset({expected[0][5], expected[1][ROOM + 20]})
+    cut = [next((row[:at] for at, token in enumerate(row) if token in ends), row) for row in expected]
+    assert write_answers(model, PROMPTS[:3], Writing(GREEDY, length, ends)) == cut
+
+
+def test_penalties_are_those_of_a_whole_vocabulary(model: Any) -> None:
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.5)
+    expected = []
+    for prompt in PROMPTS:
+        sampler, tokens = Sampler(sampling, prompt, model.config.vocab_size), list(prompt)
+        for _ in range(12):
+            with torch.no_grad():
+                tokens.append(sampler.choose(model(input_ids=torch.tensor([tokens])).logits[0, -1].float()))
+        expected.append(tokens[len(prompt) :])
+    assert write_answers(model, PROMPTS, Writing(sampling, 12, frozenset())) == expected
 
 
 def test_chance_depends_on_seed_and_sample_alone(model: Any) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from eval_service.generation.engine.sampling import Sampling
-from modelkit.attention import isolates
+from eval_service.scoring.decoding import empty_cache, use_cached_attention
 from modelkit.forwarding import takes_columns
 
 ROWS = {"cpu": 32, "cuda": 128}
@@ -34,8 +33,7 @@ def write_answers(
     model: Any, prompts: Sequence[Sequence[int]], writing: Writing, between: Between = lambda: None
 ) -> list[list[int]]:
     """The tokens of an answer to each prompt, the end token left out. between is called before each forward pass."""
-    if isolates(model.config.model_type):
-        model.set_attn_implementation("sdpa")
+    use_cached_attention(model)
     device = next(model.parameters()).device.type
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
@@ -43,8 +41,8 @@ def write_answers(
         longest = len(prompts[order[0]]) + writing.max_tokens
         count = max(1, min(ROWS.get(device, ROWS["cpu"]), BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]) // longest))
         places, order = order[:count], order[count:]
-        batch = _Batch(model, [prompts[place] for place in places], places, writing)
-        with torch.no_grad():
+        with torch.inference_mode():
+            batch = _Batch(model, [prompts[place] for place in places], places, writing)
             while batch.alive:
                 between()
                 batch.step()
@@ -67,9 +65,9 @@ class _Batch:
             mask[row, width - len(prompt) :] = 1
         self._unread, self._mask = ids.to(self._device), mask.to(self._device)
         self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
-        self._cache: Any = DynamicCache(config=model.config)
+        self._cache = empty_cache(model)
         self._options = {"logits_to_keep": 1} if takes_columns(model) else {}
-        self._chooser = _Chooser(writing, prompts, places, model.config.vocab_size, self._device)
+        self._chooser = _Chooser(writing, prompts, places, self._device)
         self.answers: list[list[int]] = [[] for _ in prompts]
         self._rows = list(range(len(prompts)))
 
@@ -126,50 +124,55 @@ class _Chooser:
         writing: Writing,
         prompts: Sequence[Sequence[int]],
         places: Sequence[int],
-        vocabulary: int,
         device: torch.device,
     ) -> None:
         self._sampling = writing.sampling
         draws = [np.random.default_rng((writing.sampling.seed, place)).random(writing.max_tokens) for place in places]
         self._draws = torch.tensor(np.stack(draws), dtype=torch.float32, device=device)
         self._step = 0
-        self._seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
-        for row, prompt in enumerate(prompts):
-            self._seen[row, torch.tensor(list(prompt), device=device)] = True
-        self._said = torch.zeros_like(self._seen)
+        # The tokens of each row so far, the shorter prompts filled up with a token of their own.
+        self._width = max(map(len, prompts))
+        filled = [[*prompt, *[prompt[-1]] * (self._width - len(prompt))] for prompt in prompts]
+        self._tokens = torch.zeros(len(prompts), self._width + writing.max_tokens, dtype=torch.long, device=device)
+        self._tokens[:, : self._width] = torch.tensor(filled, device=device)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Goes on with these rows alone."""
-        self._draws, self._seen, self._said = self._draws[rows], self._seen[rows], self._said[rows]
+        self._draws, self._tokens = self._draws[rows], self._tokens[rows]
 
     def choose(self, scores: torch.Tensor) -> torch.Tensor:
-        """Tokens (rows,) by scores (rows, vocabulary); where these are no numbers, the first token."""
-        scores = torch.nan_to_num(self._penalised(scores), nan=-torch.inf)
+        """Tokens (rows,) by scores (rows, vocabulary), which it changes; where these are no numbers, the first."""
+        self._penalise(scores)
+        torch.nan_to_num_(scores, nan=-torch.inf)
         if self._sampling.temperature == 0:
             tokens = scores.argmax(dim=-1)
         else:
-            chances, candidates = self._candidates(scores / self._sampling.temperature)
+            chances, candidates = self._candidates(scores)
             ladder = torch.nan_to_num(chances).cumsum(dim=-1)
             height = self._draws[:, self._step, None] * ladder[:, -1:]
             places = (ladder <= height).sum(dim=-1, keepdim=True).clamp(max=ladder.shape[1] - 1)
             tokens = candidates.gather(1, places)[:, 0]
+        self._tokens[:, self._width + self._step] = tokens
         self._step += 1
-        self._seen.scatter_(1, tokens[:, None], True)
-        self._said.scatter_(1, tokens[:, None], True)
         return tokens
 
-    def _penalised(self, scores: torch.Tensor) -> torch.Tensor:
+    def _penalise(self, scores: torch.Tensor) -> None:
+        """Changes the scores of tokens that are there alone; of one that is there twice it writes the same twice."""
         penalty, presence = self._sampling.repetition_penalty, self._sampling.presence_penalty
+        end = self._width + self._step
         if penalty != 1:
-            worse = torch.where(scores < 0, scores * penalty, scores / penalty)
-            scores = torch.where(self._seen, worse, scores)
-        return scores - presence * self._said if presence else scores
+            seen = self._tokens[:, :end]
+            found = scores.gather(1, seen)
+            scores.scatter_(1, seen, torch.where(found < 0, found * penalty, found / penalty))
+        if presence and self._step:
+            said = self._tokens[:, self._width : end]
+            scores.scatter_(1, said, scores.gather(1, said) - presence)
 
     def _candidates(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chances of the likeliest tokens, the likeliest first, 0 for what is left out; and the tokens."""
         sampling, known = self._sampling, scores.shape[-1]
         scores, tokens = scores.topk(min(sampling.top_k or known, known), dim=-1)
-        chances = scores.softmax(dim=-1)
+        chances = (scores / sampling.temperature).softmax(dim=-1)
         kept = (chances.cumsum(dim=-1) - chances < sampling.top_p) & (chances >= sampling.min_p * chances[:, :1])
         kept[:, 0] = True
         return torch.where(kept, chances, 0), tokens
