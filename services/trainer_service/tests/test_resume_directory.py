@@ -1,19 +1,24 @@
 """Going on from a checkpoint that the task names (C39, M27): whole and verified, below a root or in the store."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from modelkit.base_models import BaseModels
 from modelkit.checkpoints import write_manifest
 from modelkit.datasets import DataCache
+from modelkit.identity import BASE_NAME, BASE_SHA256, ORIGIN, STATE, weights_sha256
 from modelkit.paths import AllowedRoots
 from servicekit.objects import ObjectStore
 from services.trainer_service.tests.bench import Bench, MakeSpec
 from services.workerkit.tests.desk import Desk, payloads
 from trainer_service.checks import SpecChecks
 from trainer_service.recipes.checkpoint_files import STATES, missing_from, step_of
+from trainer_service.recipes.config import Finetune
+from trainer_service.recipes.identity import parameters_of
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.task.v1 import task_pb2 as tasks
 from workerkit.artifacts import Origin, Upload
@@ -125,3 +130,23 @@ async def test_a_stored_checkpoint_comes_with_the_claim(
     assert payloads(received, "child_started")[0].resumed_step == 2
     assert f"going on from {stored.prefix}, verified" in await desk.log(named)
     assert (failed.error.reason, stored.prefix in failed.error.message) == ("CHECKPOINT_MISSING", True)
+
+
+def test_a_checkpoint_of_another_training_is_refused_when_it_is_named(
+    checks: SpecChecks, make_spec: MakeSpec, checkpoint: Path
+) -> None:
+    """Not when its task starts, after those before it in the queue; what may differ is told in the log then."""
+    before = make_spec({})
+    before.language_model.method = spec_pb2.METHOD_LORA
+    parameters = parameters_of(Finetune.parse(MessageToDict(before, preserving_proto_field_name=True)))
+    origin = {BASE_SHA256: weights_sha256(Path(before.base_model)), BASE_NAME: "m", "parameters": parameters}
+    (checkpoint / STATE).write_text(json.dumps({ORIGIN: origin}))
+    now = make_spec({}, resume_from_checkpoint=str(checkpoint))
+    now.language_model.method = spec_pb2.METHOD_LORA
+    now.training.learning_rate = 0.5
+    assert problems(checks, now) == []
+    now.language_model.lora.r = 16
+    (message,) = problems(checks, now)
+    assert message.endswith("is of another training: language_model.lora.r was 8 there and is 16 now")
+    (checkpoint / STATE).write_text(json.dumps({ORIGIN: {**origin, BASE_SHA256: "another"}}))
+    assert len(problems(checks, now)) == 2

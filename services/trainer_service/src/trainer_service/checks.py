@@ -1,18 +1,25 @@
 """Checks a whole specification: at submit, and again before training."""
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from google.protobuf.json_format import MessageToDict
+
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache, DatasetFiles, Reading, splitting
 from modelkit.errors import ModelkitError
+from modelkit.identity import BASE_NAME, BASE_SHA256, recorded_origin, weights_sha256
 from modelkit.paths import AllowedRoots
 from parameterkit.values import checkpoint_task
 from servicekit.errors import Problem, Unimplemented
 from trainer_service.devices import gpus
 from trainer_service.recipes.checkpoint_files import missing_from
+from trainer_service.recipes.comparison import other_base, refusals
+from trainer_service.recipes.config import Finetune
+from trainer_service.recipes.identity import parameters_of
 from trainer_service.recipes.support import unfit, unsupported
 from tunesmith.task.v1 import spec_pb2
 from workerkit.child.errors import InvalidJob
@@ -26,10 +33,14 @@ MORE_TEMPLATES = "additional_chat_templates"  # where transformers looks for mor
 
 @dataclass(slots=True)
 class CheckedSpec:
-    """What a specification stands for on this machine; everything is set that has no problem."""
+    """What a specification stands for on this machine; everything is set that has no problem.
+
+    weights is the directory whose weights are trained; unknown while a model waits for its conversion.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     model_dir: Path | None = None
+    weights: Path | None = None
     tokenizer_dir: Path | None = None
     dataset: DatasetFiles | None = None
     rows: int = 0
@@ -125,6 +136,7 @@ class SpecChecks:
             own_tokenizer = not finetune.language_model.tokenizer_path
             model = self.models.resolve(finetune.base_model, field=name, own_tokenizer=own_tokenizer)
             checked.model_dir = self.models.ready(model) if trains else model.directory
+            checked.weights = checked.model_dir if trains or not model.needs_conversion else None
         except ModelkitError as error:
             checked.take(error)
             return
@@ -187,7 +199,7 @@ class SpecChecks:
         checked.output_dir = target
 
     def _check_resume(self, finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
-        """What a checkpoint was made from is compared by the training itself.
+        """The training itself compares all that a checkpoint was made from; what it would refuse is told here.
 
         One in the store comes with the claim of the task, which the task service gives to the owner alone.
         """
@@ -203,6 +215,9 @@ class SpecChecks:
             checked.refuse(name, f"{checkpoint} is no checkpoint to go on from: it has no {', no '.join(missing)}")
         elif leading_out := self._leading_out(checkpoint):
             checked.refuse(name, leading_out)
+        else:
+            for difference in _differences(finetune, checkpoint, checked.weights):
+                checked.refuse(name, f"{checkpoint} is of another training: {difference}")
         checked.resume_from = checkpoint
 
     def _leading_out(self, folder: Path) -> str:
@@ -210,6 +225,18 @@ class SpecChecks:
         read = [*folder.iterdir(), *folder.glob(f"{MORE_TEMPLATES}/*")]
         outside = sorted(path.name for path in read if not self.roots.contains(path))
         return f"{', '.join(outside)}: links that lead out of the allowed directories" if outside else ""
+
+
+def _differences(finetune: spec_pb2.FinetuneSpec, checkpoint: Path, weights: Path | None) -> Iterator[str]:
+    """What a checkpoint was made from that must not differ and does, as far as it says so."""
+    origin = recorded_origin(checkpoint)
+    before = origin.get("parameters")
+    with contextlib.suppress(InvalidJob, OSError):  # told elsewhere
+        if weights and origin and origin[BASE_SHA256] != weights_sha256(weights):
+            yield other_base(str(origin.get(BASE_NAME)), finetune.base_model)
+        if isinstance(before, dict):
+            spec = MessageToDict(finetune, preserving_proto_field_name=True)
+            yield from refusals(before, parameters_of(Finetune.parse(spec)))
 
 
 def _needs_evaluations(training: spec_pb2.TrainingParameters) -> bool:

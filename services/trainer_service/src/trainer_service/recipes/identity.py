@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelkit.identity import rows_sha256, weights_sha256
-from trainer_service.recipes.config import Job
+from trainer_service.recipes.config import Finetune, Job
 
 
 def origin_of(job: Job) -> dict[str, Any]:
@@ -15,10 +15,15 @@ def origin_of(job: Job) -> dict[str, Any]:
         "base_model": finetune.base_model or str(job.model_dir),
         "base_model_sha256": weights_sha256(job.model_dir),
         "dataset_sha256": rows_sha256(job.train_file, job.validation_file),
-        "parameters": {
-            **flatten(dataclasses.asdict(finetune.training), "training."),
-            **flatten(dataclasses.asdict(finetune.language_model), "language_model."),
-        },
+        "parameters": parameters_of(finetune),
+    }
+
+
+def parameters_of(finetune: Finetune) -> dict[str, Any]:
+    """The parameters of a training by their dotted names, as plain JSON."""
+    return {
+        **flatten(dataclasses.asdict(finetune.training), "training."),
+        **flatten(dataclasses.asdict(finetune.language_model), "language_model."),
     }
 
 

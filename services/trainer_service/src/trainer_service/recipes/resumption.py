@@ -5,6 +5,7 @@ from typing import Any
 
 from modelkit.identity import ORIGIN
 from trainer_service.recipes.checkpoint_files import STATE, missing_from
+from trainer_service.recipes.comparison import differences, other_base, refusals
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.identity import origin_of
@@ -12,19 +13,6 @@ from trainer_service.recipes.saving import read_state
 from workerkit.child.events import WARNING, EventWriter
 
 RATE = "training.learning_rate"
-# What the saved weights and states depend on; with another of these there is nothing to go on from.
-ESSENTIAL = (
-    "language_model.method",
-    "language_model.objective",
-    "language_model.labels",
-    "language_model.lora.r",
-    "language_model.lora.target_modules",
-    "language_model.lora.bias",
-    "training.optim",
-)
-ADAPTER_ONLY = "language_model.lora."
-PLATEAU = "reduce_lr_on_plateau"
-SCHEDULE = "training.lr_scheduler_type"
 
 
 def require_resumable(job: Job, checkpoint: Path, events: EventWriter) -> None:
@@ -42,7 +30,7 @@ def require_resumable(job: Job, checkpoint: Path, events: EventWriter) -> None:
         raise CheckpointUnusable(f"{checkpoint} is of another training: {'; '.join(problems)}", problems)
     if before["dataset_sha256"] != now["dataset_sha256"]:
         events.log(f"the dataset is not the one that {checkpoint.name} was trained on", level=WARNING)
-    for name, (old, new) in _differences(before, now).items():
+    for name, (old, new) in differences(before["parameters"], now["parameters"]).items():
         events.log(f"{name} was {old!r} when {checkpoint.name} was saved and is {new!r} now", level=WARNING)
 
 
@@ -69,23 +57,6 @@ def rate_ratio(state: dict[str, Any], job: Job) -> float:
 
 
 def _refusals(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    problems = []
-    if before["base_model_sha256"] != now["base_model_sha256"]:
-        problems.append(
-            f"its base model was {before['base_model']}, whose files differ from those of {now['base_model']}"
-        )
-    differences = _differences(before, now)
-    for name in ESSENTIAL:
-        adapts = now["parameters"]["language_model.method"] != "FULL"
-        if name in differences and (adapts or not name.startswith(ADAPTER_ONLY)):
-            old, new = differences[name]
-            problems.append(f"{name} was {old!r} there and is {new!r} now")
-    if SCHEDULE in differences and PLATEAU in (schedules := differences[SCHEDULE]):
-        problems.append(f"{SCHEDULE} was {schedules[0]!r} there and is {schedules[1]!r} now")
-    return problems
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    old, new = before["parameters"], now["parameters"]
-    names = [name for name in new if name in old and old[name] != new[name]]
-    return {name: (old[name], new[name]) for name in names}
+    same_base = before["base_model_sha256"] == now["base_model_sha256"]
+    others = [] if same_base else [other_base(before["base_model"], now["base_model"])]
+    return others + refusals(before["parameters"], now["parameters"])
