@@ -153,7 +153,7 @@ class _Writing:
             tell = partial(self.progress, share, f"quantizing to {kind.name}")
             tell()
             mix(unquantized, self._path(kind), kind, matrix if kind.importance else None, tick=tell)
-        self.progress(1.0, "done")
+        self.progress(1.0, f"quantized to {self.mixed[-1].name}")
 
     def _types(self, kind: FileType) -> dict[str, GGMLQuantizationType]:
         tied = not any(tensor.name == "output.weight" for tensor in self.tensors)
