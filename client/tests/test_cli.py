@@ -245,6 +245,16 @@ def test_bar_on_a_terminal_shows_rate_loss_and_remaining_time() -> None:
     assert all(word in last for word in ("demo", "20.0%", "20/100", "10.0 steps/s", "loss 1.5", "0:08 left")), last
 
 
+def test_work_that_is_no_training_shows_its_phase_and_no_rate() -> None:
+    view = TaskView(Console(file=StringIO()))
+    task = {"state": "STATE_RUNNING", "spec": {"export": {}}}
+    view.show(ParseDict({"time": "2026-01-01T00:00:00Z", "task": task}, TaskEvent()))
+    for second, step in enumerate((10, 30)):
+        progress = {"step": step, "total_steps": 100, "percent": step, "phase": "merging"}
+        view.show(ParseDict({"time": f"2026-01-01T00:00:0{second}Z", "progress": progress}, TaskEvent()))
+    assert view.detail() == "30/100  merging  0:02 left"
+
+
 def test_rate_starts_anew_after_a_retry() -> None:
     rate = Rate()
     rate.update(10, 1.0)

@@ -105,6 +105,16 @@ def test_mistakes_in_an_evaluation(tunesmith: Tunesmith, server: Any) -> None:
     assert server.requests == []
 
 
+@pytest.mark.parametrize("words", [("evaluate", "t"), ("export", "t", "--format", "merged")])
+def test_what_is_watched_as_json_is_a_document_a_line(
+    tunesmith: Tunesmith, results: Any, words: tuple[str, ...]
+) -> None:
+    results.events, results.connections = [COMPLETED], [(1, "end")]
+    lines = [json.loads(line) for line in tunesmith(*words, "--watch", "--json").stdout.splitlines()]
+    assert [line.get("type", line.get("name")) for line in lines][1:] == ["task.completed", lines[-1]["name"]]
+    assert lines[-1]["task_id"] == TASK
+
+
 def test_evaluations(tunesmith: Tunesmith, results: Any, tmp_path: Path) -> None:
     rows = tunesmith("evaluations", "list").stdout.splitlines()
     assert all(word in rows[1] for word in (TASK, "scores", "completed", "20"))

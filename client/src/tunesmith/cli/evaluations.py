@@ -48,7 +48,7 @@ class EvaluationSession(Session):
         """Shows an evaluation until it ends, and its scores; the exit code."""
         code = self.watch(task_id)
         if code == 0:
-            self.show_evaluation(task_id)
+            self.show_evaluation(task_id, indent=None)
         return code
 
     def list_evaluations(self, limit: int) -> None:
@@ -60,11 +60,11 @@ class EvaluationSession(Session):
 
         self.listed(collect(page, limit), _evaluation_table, "no evaluations")
 
-    def show_evaluation(self, task_id: str) -> None:
-        """Prints the scores of an evaluation and what it recommends."""
+    def show_evaluation(self, task_id: str, indent: int | None = 2) -> None:
+        """Prints the scores of an evaluation and what it recommends, as JSON on one line without an indent."""
         found = self.client.evaluations.get(task_id)
         if self.json:
-            print(as_json(found, indent=2))
+            print(as_json(found, indent))
             return
         self.facts(result_facts(found, {"samples": str(found.samples or "")}))
         if found.checkpoints:

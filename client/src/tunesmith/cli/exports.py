@@ -52,7 +52,7 @@ class ExportSession(Session):
         """Shows an export until it ends, and its files and checks; fetches them if a place is named; the exit code."""
         code = self.watch(task_id)
         if code == 0 and not (self.json and output is not None):
-            self.show_export(task_id)
+            self.show_export(task_id, indent=None)
         if code == 0 and output is not None:
             self.download(task_id, "", output)
         return code
@@ -66,11 +66,11 @@ class ExportSession(Session):
 
         self.listed(collect(page, limit), _export_table, "no exports")
 
-    def show_export(self, task_id: str) -> None:
-        """Prints the files of an export and its checks."""
+    def show_export(self, task_id: str, indent: int | None = 2) -> None:
+        """Prints the files of an export and its checks, as JSON on one line without an indent."""
         found = self.client.exports.get(task_id)
         if self.json:
-            print(as_json(found, indent=2))
+            print(as_json(found, indent))
             return
         checkpoint = str(found.spec.checkpoint_step or "final model")
         self.facts(result_facts(found, {"checkpoint": checkpoint, "form": _form(found)}))

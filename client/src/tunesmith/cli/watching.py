@@ -66,6 +66,7 @@ class TaskView:
         self._last_line = 0.0
         self._state = task_pb2.STATE_UNSPECIFIED
         self._told = ""
+        self._trains = True
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -93,6 +94,7 @@ class TaskView:
 
     def _show_state(self, event: TaskEvent) -> None:
         task = event.task
+        self._trains = task.spec.WhichOneof("work") in (None, "finetune")
         self._take_progress(task.progress, event.time.ToNanoseconds() / 1e9)
         if "loss" in task.metrics:
             self._loss = task.metrics["loss"]
@@ -121,10 +123,11 @@ class TaskView:
             self._say(event, f"{self._progress.percent:.1f} % {self.detail()}")
 
     def detail(self) -> str:
-        """Step, rate, loss and time left, as far as they are known."""
+        """Step, rate, loss and time left, as far as they are known; of what is no training the phase, not the rate."""
         progress = self._progress
-        parts = [f"{progress.step}/{progress.total_steps}" if progress.total_steps else progress.phase]
-        if self._rate.value:
+        steps = f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
+        parts = [steps, "" if steps and self._trains else progress.phase]
+        if self._rate.value and self._trains:
             parts.append(f"{self._rate.value:.1f} steps/s")
         if self._loss is not None:
             parts.append(f"loss {text.number(self._loss)}")
