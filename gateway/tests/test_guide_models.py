@@ -104,7 +104,8 @@ async def test_a_merge_is_answered_when_the_model_is_there(gateway: Gateway) -> 
 
 async def test_a_merge_that_fails_says_why(gateway: Gateway) -> None:
     finished(gateway)
-    error = task_pb2.TaskError(reason="DISK_FULL", message="2 GB are needed, 1 GB is free")
+    text = "2 GB are needed, 1 GB is free"
+    error = task_pb2.TaskError(reason="DISK_FULL", message=text, problems=[text])
     answer, _ = await asyncio.gather(post(gateway, "merge", MERGE), end_of_export(gateway, state=FAILED, error=error))
     assert answer == (500, {"success": False, "error": "DISK_FULL", "message": error.message})
 

@@ -64,10 +64,11 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def error_text(task: task_pb2.Task) -> str | None:
-    """Why a task failed, with every problem; None when all is well."""
+    """Why a task failed, with every problem that its message does not tell; None when all is well."""
     if not task.HasField("error"):
         return None
-    lines = [task.error.message, *task.error.problems]
+    message = task.error.message
+    lines = [message, *(problem for problem in task.error.problems if problem not in message)]
     return "\n".join(line for line in lines if line) or task.error.reason or None
 
 

@@ -19,6 +19,7 @@ from workerkit.datasets import DatasetChecks, reading_of
 from workerkit.holding import holding
 
 TASK_PREFIX = "task:"
+NO_BASE = "the base model of the task cannot be used any more"
 PLAIN = "text"  # the format of rows that are learnt whole
 TEST, VALIDATION = spec_pb2.EVALUATION_SPLIT_TEST, spec_pb2.EVALUATION_SPLIT_VALIDATION
 
@@ -101,8 +102,11 @@ class EvaluationChecks:
         try:
             model = self._models.resolve(finetune.base_model, own_tokenizer=False)
             checked.model_dir = self._models.ready(model) if starts else model.directory
-        except (ModelkitError, OSError) as error:
-            checked.refuse("source_task_id", f"the base model of the task cannot be used any more: {error}")
+        except ModelkitError as error:
+            for problem in error.problems:
+                checked.refuse("source_task_id", f"{NO_BASE}: {problem.message}")
+        except OSError as error:
+            checked.refuse("source_task_id", f"{NO_BASE}: {error}")
 
     def _check_rows(
         self, spec: spec_pb2.EvaluateSpec, finetune: spec_pb2.FinetuneSpec, checked: CheckedEvaluation, token: str
