@@ -262,6 +262,10 @@ async def test_a_training_goes_on_from_another_tasks_stored_checkpoint(
     assert claim.resume_exact
     with pytest.raises(FailedPrecondition, match="in use"):
         await alice.delete(first.id)
+    other = language_model_spec(optim="sgd", learning_rate=1e-3)
+    other.finetune.resume_from_checkpoint = spec.finetune.resume_from_checkpoint
+    with pytest.raises(InvalidArgument, match=r"training\.optim was 'adamw_torch' there and is 'sgd' now$"):
+        await alice.create(spec=other)
     spec.finetune.resume_from_checkpoint = f"tasks/{first.id}/attempts/1/checkpoint-7"
     with pytest.raises(InvalidArgument, match="checkpoint-7"):
         await alice.create(spec=spec)

@@ -3,17 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-# What the saved weights and states depend on; with another of these there is nothing to go on from.
-ESSENTIAL = (
-    "language_model.method",
-    "language_model.objective",
-    "language_model.labels",
-    "language_model.lora.r",
-    "language_model.lora.target_modules",
-    "language_model.lora.bias",
-    "training.optim",
-)
-ADAPTER_ONLY = "language_model.lora."
+from parameterkit.rules import ADAPTER_ONLY, CHECKPOINT_DEPENDS_ON
+
 PLATEAU = "reduce_lr_on_plateau"
 SCHEDULE = "training.lr_scheduler_type"
 
@@ -30,7 +21,7 @@ def refusals(before: Parameters, now: Parameters) -> list[str]:
     """Every parameter that must not differ and does, in words."""
     different = differences(before, now)
     adapts = now["language_model.method"] != "FULL"
-    names = [name for name in ESSENTIAL if adapts or not name.startswith(ADAPTER_ONLY)]
+    names = [name for name in CHECKPOINT_DEPENDS_ON if adapts or not name.startswith(ADAPTER_ONLY)]
     if PLATEAU in different.get(SCHEDULE, ()):
         names.append(SCHEDULE)
     return [
