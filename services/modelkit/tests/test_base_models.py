@@ -106,6 +106,22 @@ def test_files_that_lead_out_of_the_roots_are_refused(models: BaseModels, root: 
         models.resolve("model")
 
 
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [(("adapter_config.json", "adapter_model.safetensors"), "MODEL_IS_ADAPTER"), (("m-Q4_0.gguf",), "MODEL_IS_GGUF")],
+)
+def test_what_is_no_model_at_all_is_one_problem(
+    models: BaseModels, root: Path, files: tuple[str, ...], reason: str
+) -> None:
+    """M28: not one for each file that a model would have."""
+    (root / "other").mkdir()
+    for name in files:
+        (root / "other" / name).write_text("{}")
+    with pytest.raises(InvalidModel) as caught:
+        models.resolve("other")
+    assert (caught.value.reason, len(caught.value.problems)) == (reason, 1)
+
+
 Damage = Callable[[Path], object]
 DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), "CONFIG_MISSING", "no config.json"),

@@ -35,6 +35,7 @@ UNSAFE_KEYS = frozenset(
         "distributed_config",
     }
 )
+_ADAPTER = "{} holds an adapter; give its base model, or merge the two first"
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ def inspect(
     for name in names:
         if is_allowed and (directory / name).is_symlink() and not is_allowed(directory / name):
             found.refuse("PATH_NOT_ALLOWED", f"{name} leads out of the allowed directories")
-    if found.problems:
+    if found.problems or _is_no_model(directory, names, found):
         return found
     _inspect_config(directory, names, found)
     _inspect_weights(directory, names, found)
@@ -117,9 +118,21 @@ def without_unsafe(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return clean(config), sorted(set(removed))
 
 
+def _is_no_model(directory: Path, names: list[str], found: Inspection) -> bool:
+    """Refuses a directory that is whole, but holds no model; what it lacks to be one is no use to tell."""
+    if "config.json" in names:
+        return False
+    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    if "adapter_config.json" in names:
+        found.refuse("MODEL_IS_ADAPTER", _ADAPTER.format(directory))
+    elif ggufs:
+        found.refuse("MODEL_IS_GGUF", gguf_message(ggufs[0]))
+    return bool(found.problems)
+
+
 def _inspect_config(directory: Path, names: list[str], found: Inspection) -> None:
     if "adapter_config.json" in names:
-        found.refuse("MODEL_IS_ADAPTER", f"{directory} holds an adapter; give its base model, or merge the two first")
+        found.refuse("MODEL_IS_ADAPTER", _ADAPTER.format(directory))
     if "config.json" not in names:
         found.refuse("CONFIG_MISSING", f"{directory} has no config.json")
         return

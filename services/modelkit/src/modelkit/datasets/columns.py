@@ -102,7 +102,8 @@ def columns_of(names: Iterable[str], objective: str = SUPERVISED, named: ColumnN
 def missing(absent: list[str], present: set[str], objective: str) -> RowError:
     """The complaint about columns that a row does not have."""
     listed = ", ".join(f'"{name}"' for name in sorted(present)[:12]) or "none"
-    message = "column " + " and ".join(f'"{name}"' for name in absent[:2]) + " is missing"
+    words = " and ".join(f'"{name}"' for name in absent[:2])
+    message = f"column {words} is missing" if len(absent) == 1 else f"columns {words} are missing"
     return RowError("MISSING_COLUMNS", message, f"columns found: {listed}; expected {EXPECTED[objective]}")
 
 

@@ -122,8 +122,8 @@ def _from_messages(row: dict[str, Any], columns: Columns) -> list[Message]:
         role = message["role"]
         if role not in FOLLOWING[before]:
             belongs = FOLLOWING[before][-1] if not before else FOLLOWING[before][0]
-            words = f"a {role} message stands where a {belongs} message belongs"
-            raise RowError("ROLE_ORDER", words, ORDER)
+            there, wanted = (f"{'an' if name[0] in 'aeiou' else 'a'} {name} message" for name in (role, belongs))
+            raise RowError("ROLE_ORDER", f"{there} stands where {wanted} belongs", ORDER)
         before = role
     if before != "assistant":
         raise RowError("ROLE_ORDER", "the last message is not the assistant's", "end each conversation with a reply")

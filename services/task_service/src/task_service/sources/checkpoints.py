@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from parameterkit import rules
@@ -69,7 +69,9 @@ async def named_checkpoint(session: AsyncSession, row: TaskRow) -> list[task_pb2
     return [checkpoint_message(source_of_checkpoint(spec), checkpoint)] if checkpoint else []
 
 
-async def _checkpoint(session: AsyncSession, spec: spec_pb2.TaskSpec, *conditions: object) -> CheckpointRow | None:
+async def _checkpoint(
+    session: AsyncSession, spec: spec_pb2.TaskSpec, *conditions: ColumnElement[bool]
+) -> CheckpointRow | None:
     if not (task_id := source_of_checkpoint(spec)):
         return None
     query = select(CheckpointRow).join(TaskRow, TaskRow.number == CheckpointRow.task_number)
