@@ -130,6 +130,18 @@ async def test_describes_every_format_once_and_writes_them_all(stub: Any) -> Non
     assert all(not item.quantization and item.bits_per_weight == 0 for item in others)
 
 
+async def test_the_packages_of_the_studio_are_offered_and_can_be_made(
+    stub: Any, bench: Bench, source: task_service_pb2.TaskSource
+) -> None:
+    found = list((await stub.ListFormats(pb.ListFormatsRequest())).templates)
+    assert [item.name for item in found] == ["merge_and_quantize", "merge_only", "base_only", "lora_only"]
+    assert [item.is_default for item in found] == [True, False, False, False]
+    assert (found[0].format, list(found[0].quantizations)) == (spec_pb2.EXPORT_FORMAT_GGUF, ["Q4_K_M"])
+    for item in found:
+        spec = spec_pb2.ExportSpec(source_task_id="a-training", format=item.format, quantizations=item.quantizations)
+        assert (await bench.checks.check(spec, source)).problems == []
+
+
 async def test_an_export_is_a_task_of_the_caller(stub: Any, office: TaskOffice) -> None:
     created = (await stub.CreateExport(pb.CreateExportRequest(spec=SPEC))).export
     assert (created.task_id, created.state, created.spec) == ("created", task_pb2.STATE_PENDING, SPEC)

@@ -6,6 +6,7 @@ layers are quantized too (Llama 3.1 8B, from the tables of llama.cpp's quantize 
 
 from dataclasses import dataclass
 
+from export_service.names import DEFAULT_TYPE
 from tunesmith.task.v1 import spec_pb2
 
 SUPER_BLOCK = "rows must be divisible by 256"
@@ -20,6 +21,16 @@ class FormatDescription:
     description: str
     quantization: str = ""
     bits_per_weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PackageTemplate:
+    """A usual package; the first of all is the default."""
+
+    name: str
+    description: str
+    format: "spec_pb2.ExportFormat.ValueType"
+    quantizations: tuple[str, ...] = ()
 
 
 def _gguf(quantization: str, bits_per_weight: float, description: str) -> FormatDescription:
@@ -65,5 +76,27 @@ FORMATS = (
     ),
     FormatDescription(
         spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER, "GGUF of the adapter alone, loaded by llama.cpp beside a GGUF of the base."
+    ),
+)
+PACKAGES = (
+    PackageTemplate(
+        "merge_and_quantize",
+        "Base and adapter in one GGUF file, quantized: small and fast.",
+        spec_pb2.EXPORT_FORMAT_GGUF,
+        (DEFAULT_TYPE,),
+    ),
+    PackageTemplate(
+        "merge_only", "Base and adapter in one GGUF file, not quantized.", spec_pb2.EXPORT_FORMAT_GGUF, ("F16",)
+    ),
+    PackageTemplate(
+        "base_only",
+        "The base model alone as GGUF, quantized, to be used with adapters.",
+        spec_pb2.EXPORT_FORMAT_GGUF_BASE,
+        (DEFAULT_TYPE,),
+    ),
+    PackageTemplate(
+        "lora_only",
+        "The adapter alone as GGUF, loaded beside a GGUF of its base model.",
+        spec_pb2.EXPORT_FORMAT_GGUF_ADAPTER,
     ),
 )

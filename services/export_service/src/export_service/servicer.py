@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from export_service.checks import SOURCE, ExportChecks
 from export_service.exports import Exports
-from export_service.formats import FORMATS
+from export_service.formats import FORMATS, PACKAGES
 from export_service.models import StoredModels
 from servicekit.errors import NotFound, Problem
 from servicekit.grpc_server import token_of
@@ -61,7 +61,17 @@ class ExportServicer(export_service_pb2_grpc.ExportServiceServicer):
                     available=True,
                 )
                 for item in FORMATS
-            ]
+            ],
+            templates=[
+                pb.PackageTemplate(
+                    name=item.name,
+                    description=item.description,
+                    format=item.format,
+                    quantizations=item.quantizations,
+                    is_default=item is PACKAGES[0],
+                )
+                for item in PACKAGES
+            ],
         )
 
     async def DownloadArtifact(

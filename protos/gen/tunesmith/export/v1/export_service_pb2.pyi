@@ -356,24 +356,70 @@ class ListFormatsRequest(_message.Message):
 Global___ListFormatsRequest: _TypeAlias = ListFormatsRequest  # noqa: Y015
 
 @_typing.final
+class PackageTemplate(_message.Message):
+    """A ready-made choice of a package, to start from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    QUANTIZATIONS_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, for example "merge_and_quantize"."""
+    description: _builtins.str
+    """What it makes, for people."""
+    format: _spec_pb2.ExportFormat.ValueType
+    """Form."""
+    is_default: _builtins.bool
+    """The one that is offered first."""
+    @_builtins.property
+    def quantizations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """GGUF types; empty for forms without."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        format: _spec_pb2.ExportFormat.ValueType = ...,
+        quantizations: _abc.Iterable[_builtins.str] | None = ...,
+        is_default: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "format", b"format", "is_default", b"is_default", "name", b"name", "quantizations", b"quantizations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackageTemplate: _TypeAlias = PackageTemplate  # noqa: Y015
+
+@_typing.final
 class ListFormatsResponse(_message.Message):
     """Response of ListFormats."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FORMATS_FIELD_NUMBER: _builtins.int
+    TEMPLATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def formats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Format]:
         """Formats."""
+
+    @_builtins.property
+    def templates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackageTemplate]:
+        """Packages that are usual; every other choice of form and types is possible too."""
 
     def __init__(
         self,
         *,
         formats: _abc.Iterable[Global___Format] | None = ...,
+        templates: _abc.Iterable[Global___PackageTemplate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "templates", b"templates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
