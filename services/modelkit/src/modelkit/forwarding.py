@@ -14,6 +14,7 @@ from torch.nn import functional
 from modelkit.attention import ARCHITECTURES, Segments
 from modelkit.collation import Batch
 from modelkit.encoded import IGNORED
+from modelkit.tiled_losses import tiled_losses
 
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}
 LEAST_CHUNK = 128
@@ -64,6 +65,8 @@ def token_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         base = base_of(model)
         hidden = base.base_model(**inputs(batch)).last_hidden_state.flatten(0, 1)[chosen]
         head = base.get_output_embeddings()
+        if _is_plain(head) and hidden.device.type == "cpu" and len(wanted):
+            return tiled_losses(hidden, head.weight, head.bias, wanted), chosen + 1
         losses = torch.zeros(len(wanted), dtype=torch.float32, device=hidden.device)
         for first, last in chunks(len(wanted), head, hidden.device):
             losses[first:last] = _cross_entropy(head(hidden[first:last]), wanted[first:last])
@@ -102,6 +105,11 @@ def _through_model(model: nn.Module, batch: Batch, targets: torch.Tensor) -> tor
     logits, wanted = labelled_logits(model, batch, targets)
     chosen = wanted != IGNORED
     return _cross_entropy(logits[chosen], wanted[chosen])
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether a layer is its weight and bias alone, without an adapter or a hook."""
+    return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def _cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
