@@ -145,7 +145,7 @@ async def test_verb_on_a_collection_and_other_services(gateway: Any) -> None:
     assert response.json() == {"valid": True, "rows": 3, "format": "", "problems": []}
     assert (await gateway.client.get("/v1/devices")).json()["devices"][0]["cores"] == 2
     assert (await gateway.client.get("/v1/quota")).json()["quota"]["monthly_allowance"] == -1
-    assert (await gateway.client.get("/v1/export-formats")).json() == {"formats": []}
+    assert (await gateway.client.get("/v1/export-formats")).json() == {"formats": [], "templates": []}
 
 
 async def test_a_body_may_not_contradict_the_path(gateway: Any) -> None:
