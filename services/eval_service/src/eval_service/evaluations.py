@@ -88,7 +88,9 @@ def _scores_of(item: Mapping[str, Any]) -> pb.CheckpointScores:
     return pb.CheckpointScores(
         step=item["step"],
         base_model=item["base_model"],
-        total=item["total"] or 0.0,
+        # Reports of former versions have the total alone.
+        **{name: item.get(name) or 0.0 for name in ("total", "total_low", "total_high")},
+        band=item.get("band", ""),
         scores=scores,
         values=[pb.ScoreValue(**{name: part for name, part in value.items() if part is not None}) for value in values],
     )

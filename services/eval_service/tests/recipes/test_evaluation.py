@@ -102,6 +102,11 @@ def test_all_scores_of_answers_and_the_files_of_the_report(bench: Bench, checkpo
     assert [item["values"] for item in summary["checkpoints"]] == [item["values"] for item in report["checkpoints"]]
     told = scored_by(stored)
     assert (told.samples, told.recommended_step) == (9, report["recommendation"]["step"])
+    for scored, item in zip(told.checkpoints, report["checkpoints"], strict=True):
+        assert (scored.total, scored.total_low, scored.total_high, scored.band) == tuple(
+            item[name] for name in ("total", "total_low", "total_high", "band")
+        )
+        assert scored.total_low <= scored.total <= scored.total_high
     lines = list(csv.DictReader((job.output_dir / "report.csv").read_text("utf-8-sig").splitlines()))
     assert len(lines) == 3 * (len(names) + 1)
     page = (job.output_dir / "report.html").read_text()

@@ -157,12 +157,21 @@ class CheckpointScores(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    TOTAL_LOW_FIELD_NUMBER: _builtins.int
+    TOTAL_HIGH_FIELD_NUMBER: _builtins.int
+    BAND_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step; 0 for the base model."""
     base_model: _builtins.bool
     """The base model without training."""
     total: _builtins.float
     """Weighted total, 0 to 1."""
+    total_low: _builtins.float
+    """Lower end of the 95 % confidence interval of the total over samples."""
+    total_high: _builtins.float
+    """Upper end."""
+    band: _builtins.str
+    """What the total is called: "excellent", "good", "fair" or "poor"; empty without a total."""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Value by score."""
@@ -179,10 +188,13 @@ class CheckpointScores(_message.Message):
         base_model: _builtins.bool = ...,
         values: _abc.Iterable[Global___ScoreValue] | None = ...,
         total: _builtins.float = ...,
+        total_low: _builtins.float = ...,
+        total_high: _builtins.float = ...,
+        band: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "scores", b"scores", "step", b"step", "total", b"total", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["band", b"band", "base_model", b"base_model", "scores", b"scores", "step", b"step", "total", b"total", "total_high", b"total_high", "total_low", b"total_low", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,7 +65,7 @@ def content_of(
 
 def summary_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """What of a report says how the checkpoints did: no samples, matrices or comparisons, so it stays small."""
-    told = ("step", "base_model", "total", "values", "suites")
+    told = ("step", "base_model", "total", "total_low", "total_high", "band", "values", "suites")
     advice = {name: value for name, value in content["recommendation"].items() if name != "comparisons"}
     return {
         "samples": content["samples"],
