@@ -237,6 +237,7 @@ def test_validation_file_and_early_stopping(jobs: JobFactory, dataset: Path) -> 
     events = run(jobs(training=training, validation_file=str(dataset)))
     assert list(events.curve("eval_loss")) == [2, 4, 6, 8]
     assert events.of("done")[0]["step"] == 8
+    assert events.of("progress")[-1]["step"] == 8
     assert [event["step"] for event in events.of("checkpoint")] == [8]
     assert "training ends here" in events.text()
 

@@ -137,11 +137,13 @@ def test_overfitting_is_acted_on_as_the_job_wants(action: str, warned: int, ends
 
 
 def test_divergence_ends_the_job_unless_it_wants_otherwise() -> None:
-    books, _ = books_of()
+    books, events = books_of()
     step(books, 2.0)
     with pytest.raises(LossDiverged, match="no longer a number at step 2") as caught:
         step(books, math.nan)
     assert caught.value.problems == remedies.DIVERGED
+    assert list(events.curve()) == [1, 2], "what ended the training is on the curve"
+    assert events.of("progress")[-1]["step"] == 2
     books, events = books_of(divergence_action="WARN")
     for loss in (2.0, math.nan, math.nan, 1.9):
         step(books, loss)

@@ -157,6 +157,7 @@ class Bookkeeper:
         if math.isfinite(self._world.sum([float(self._loss_sum)])[0]) and (self._loss_steps or self._told_a_number):
             return True
         if self._training.divergence_action == "STOP":
+            self.ended()
             raise LossDiverged(not_a_number(self.step), remedies.DIVERGED)
         return False
 
@@ -253,14 +254,14 @@ class Bookkeeper:
             "memory_bytes": float(memory.used_of_all(self._world)),
             "memory_peak_bytes": float(memory.peak_of_all(self._world)),
         }
-        for finding in self._watch.told(self.step, loss, rate):
-            self._act(finding)
         self._records.add(self.step, self.epoch, values)
         self._events.log(
             f"step {self.step}/{self.total_steps}: loss {loss:.4f}, gradient norm {values['grad_norm']:.3f}, "
             f"learning rate {rate:.3g}, {values['samples_per_second']:.4g} samples/s, "
             f"{values['tokens_per_second']:.0f} tokens/s"
         )
+        for finding in self._watch.told(self.step, loss, rate):
+            self._act(finding)
         if message := self._waiting.too_long():
             self._events.log(f"{message}. What helps: {'; '.join(remedies.SLOW)}", level=WARNING)
         self._told_a_number = math.isfinite(loss)
@@ -278,6 +279,7 @@ class Bookkeeper:
         """What the job wants done about a finding. Raises LossDiverged."""
         action = getattr(self._training, f"{finding.kind}_action")
         if action == "STOP" and finding.kind == DIVERGENCE:
+            self.ended()
             raise LossDiverged(finding.message, finding.remedies)
         if action == "IGNORE":
             return

@@ -115,7 +115,7 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
         due = books.should_save() or overdue > 0
         with optimisation.settled(when=due):
             run.checkpoints.after_step(due=due)
-    if stopping and books.step:
+    if 0 < books.step < run.total_steps:
         books.ended()
     return bool(stopping)
 
