@@ -280,6 +280,14 @@ def test_a_warm_up_longer_than_the_training_is_told_of(jobs: JobFactory, steps: 
     assert (f"warm-up takes {steps} steps and training 6" in text) == said
 
 
+def test_a_warm_up_that_a_schedule_does_not_have_is_told_of(jobs: JobFactory) -> None:
+    """C18."""
+    events = run(jobs(training={"warmup_steps": 3, "lr_scheduler_type": "constant"}))
+    assert "constant has no warm-up, constant_with_warmup has: its 3 steps have no effect" in events.text()
+    assert set(events.curve("learning_rate").values()) == {5e-3}
+    assert "has no warm-up" not in run(jobs(training={"lr_scheduler_type": "constant"})).text()
+
+
 @pytest.mark.parametrize("method", ["METHOD_LORA", "METHOD_FULL"])
 def test_bf16_trains_on_a_cpu_and_fp16_falls_back(jobs: JobFactory, method: str) -> None:
     exact = run(jobs(language_model={"method": method})).curve()

@@ -17,6 +17,7 @@ from trainer_service.recipes import memory, remedies
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.errors import LossDiverged
 from trainer_service.recipes.records import Records
+from trainer_service.recipes.schedules import lost_warmup
 from trainer_service.recipes.sharding import whole
 from trainer_service.recipes.waiting import Waiting, computes_slowly
 from trainer_service.recipes.watching import DIVERGENCE, Finding, LossWatch, not_a_number
@@ -116,12 +117,8 @@ class Bookkeeper:
         """The first step is about to be taken."""
         self._events.started(step=self.step, total_steps=self.total_steps)
         self._events.phase("training")
-        if (warmup := self._training.warmup(self.total_steps)) > self.total_steps:
-            self._events.log(
-                f"warm-up takes {warmup} steps and training {self.total_steps}: the learning rate never reaches "
-                f"{self._training.learning_rate:g}; lower warmup_steps",
-                level=WARNING,
-            )
+        if message := lost_warmup(self._training, self.total_steps):
+            self._events.log(message, level=WARNING)
         if reason := computes_slowly(self._world.device, self._training):
             self._events.log(f"{reason}; {remedies.SLOW[0]}, or {remedies.SLOW[1]}")
         self._since = self._saved_at = time.monotonic()

@@ -11,6 +11,24 @@ DECAY_SHARE = 0.1
 HALF_A_WAVE = 0.5
 
 
+# Schedules that begin at the peak, whatever the warm-up.
+UNWARMED = ("constant", "reduce_lr_on_plateau")
+
+
+def lost_warmup(training: Training, total_steps: int) -> str:
+    """What to say of a warm-up that has no effect, or never ends; else nothing."""
+    warmup, name = training.warmup(total_steps), training.lr_scheduler_type
+    if name in UNWARMED:
+        advice = ", constant_with_warmup has" if name == "constant" else ""
+        return f"{name} has no warm-up{advice}: its {warmup} steps have no effect" if warmup else ""
+    if warmup <= total_steps:
+        return ""
+    return (
+        f"warm-up takes {warmup} steps and training {total_steps}: the learning rate never reaches "
+        f"{training.learning_rate:g}; lower warmup_steps"
+    )
+
+
 class Schedule:
     """The learning rate over so many optimiser steps."""
 
