@@ -11,7 +11,7 @@ from eval_service.generation import models as models_module
 from eval_service.generation.models import Base, Limits, LoadedModels
 from eval_service.generation.process import ModelProcess
 from eval_service.generation.progress import Progress
-from servicekit.errors import FailedPrecondition
+from servicekit.errors import FailedPrecondition, Unavailable
 from tests.support.waiting import eventually
 
 BASE = Base("k", "m", {}, 1)
@@ -122,3 +122,72 @@ async def test_an_adapter_that_does_not_fit_is_not_kept(process: Adapters, tmp_p
             await use(models, "bad", process.gate)
         assert not models.holds(BASE.key, "bad")
         assert not models._entries[BASE.key].adding
+
+
+class SlowToEnd(Adapters):
+    """Takes until it is told before it ends."""
+
+    def kill(self) -> None:
+        """Asks it to."""
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[SlowToEnd]:
+    """Processes in the order of their start."""
+    started: list[SlowToEnd] = []
+
+    async def start(*_arguments: object) -> SlowToEnd:
+        started.append(SlowToEnd())
+        return started[-1]
+
+    monkeypatch.setattr(ModelProcess, "start", start)
+    return started
+
+
+async def ask(models: LoadedModels, key: str) -> None:
+    """A short answer of a model that leaves no room for another."""
+    async with models.held(Base(key, key, {}, 600 << 20), Progress()):
+        pass
+
+
+def end(processes: list[SlowToEnd]) -> None:
+    for process in processes:
+        if not process.gone.done():
+            process.gone.set_result(None)  # type: ignore[arg-type]
+
+
+async def test_a_model_waits_for_room_though_another_that_waited_has_left(
+    slow: list[SlowToEnd], tmp_path: Path
+) -> None:
+    async with loaded_models(tmp_path) as models:
+        await ask(models, "a")
+        second = asyncio.create_task(ask(models, "b"))
+        await eventually(lambda: "b" in models._entries)
+        second.cancel()
+        await asyncio.wait((second,))
+        third = asyncio.create_task(ask(models, "c"))
+        await asyncio.wait((third,), timeout=0.2)
+        assert len(slow) == 1, "the memory of the first is not free"
+        end(slow)
+        await third
+        assert len(slow) == 2
+        closing = asyncio.create_task(models.close())
+        await eventually(lambda: not models._entries)
+        end(slow)
+        await closing
+
+
+async def test_room_that_does_not_come_is_not_waited_for_for_ever(
+    slow: list[SlowToEnd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_module, "ENDING_SECONDS", 0.1)
+    async with loaded_models(tmp_path) as models:
+        await ask(models, "a")
+        with pytest.raises(Unavailable, match="have not ended within"):
+            await ask(models, "b")
+        end(slow)
+        await ask(models, "b")
+        closing = asyncio.create_task(models.close())
+        await eventually(lambda: not models._entries)
+        end(slow)
+        await closing

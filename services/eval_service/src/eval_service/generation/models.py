@@ -14,13 +14,14 @@ from typing import Any
 from eval_service.generation.process import Launcher, ModelProcess
 from eval_service.generation.progress import Progress
 from eval_service.generation.sizes import in_words
-from servicekit.errors import ResourceExhausted
+from servicekit.errors import ResourceExhausted, Unavailable
 
 logger = logging.getLogger(__name__)
 
 MOST_ADAPTERS = 16
 NEWS_SECONDS = 0.1
 NEARLY_DONE = 99.0
+ENDING_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,13 @@ class LoadedModels:
 
     async def _start(self, base: Base, ended: "list[asyncio.Task[None]]", progress: Progress) -> ModelProcess:
         if ended:
-            await asyncio.wait(ended)  # others wait for them too, so they may not be cancelled with this
+            # Others wait for them too, so they may not be cancelled with this.
+            _, left = await asyncio.wait(ended, timeout=ENDING_SECONDS)
+            if left:
+                raise Unavailable(
+                    f"models that make room for {base.name} have not ended within {ENDING_SECONDS:g} s; try again",
+                    reason="MEMORY_NOT_FREE",
+                )
             progress.enter("starting process")
         folder = self._directory / uuid.uuid4().hex
         process = await ModelProcess.start(self._launcher, folder, base.job, self._limits.stall_seconds)
