@@ -92,8 +92,14 @@ def recommend(
             equivalent=equivalent,
             worse=worse,
             base=None if base is None else over_base,
+            behind=_behind(to_others),
         ),
     )
+
+
+def _behind(comparisons: Sequence[Comparison]) -> tuple[int, float]:
+    """The second best checkpoint by comparisons of the best, and how much lower its total is."""
+    return min(((item.against, item.difference) for item in comparisons), key=lambda item: item[1], default=(0, 0.0))
 
 
 def _compare(

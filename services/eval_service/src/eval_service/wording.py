@@ -23,8 +23,10 @@ def words_of(
     equivalent: Sequence[int] = (),
     worse: Sequence[int] = (),
     base: bool | None = None,
+    behind: tuple[int, float] = (0, 0.0),
 ) -> Wording:
-    """Says what was found. base: whether the checkpoint is better than the base model beyond chance; None: unknown."""
+    """Says what was found. base: whether the checkpoint is better than the base model beyond chance; None: unknown.
+    behind: the next best checkpoint, and how much lower its total is."""
     if case == "nothing":
         return Wording("There is nothing to compare checkpoints by.", "没有可用于比较检查点的评分。")
     if case == "all_worse":
@@ -33,17 +35,20 @@ def words_of(
             "and look at the data, the learning rate and the number of epochs.",
             "所有检查点都显著差于基础模型，不推荐任何检查点。请保留基础模型，并检查数据、学习率和训练轮数。",
         )
-    return _choice(case, step, best, equivalent) + _against_base(base) + _guard(worse)
+    return _choice(case, step, best, equivalent, behind) + _against_base(base) + _guard(worse)
 
 
-def _choice(case: str, step: int, best: int, equivalent: Sequence[int]) -> Wording:
+def _choice(case: str, step: int, best: int, equivalent: Sequence[int], behind: tuple[int, float]) -> Wording:
     if case == "only":
         return Wording(
             f"Checkpoint {step} is the only one that can be recommended.", f"检查点 {step} 是唯一可推荐的检查点。"
         )
     if case == "apart":
+        following, difference = behind
         return Wording(
-            f"Checkpoint {step} is better than the others beyond chance.", f"检查点 {step} 显著优于其他检查点。"
+            f"Checkpoint {step} is better than the others beyond chance; the total of the next best, checkpoint "
+            f"{following}, is {difference:.2g} lower.",
+            f"检查点 {step} 显著优于其他检查点；其次是检查点 {following}，综合得分低 {difference:.2g}。",
         )
     others = ", ".join(map(str, sorted({best, *equivalent})))
     return Wording(

@@ -95,12 +95,14 @@ def test_holm_shares_one_error_rate() -> None:
 
 
 def test_a_checkpoint_that_stands_out_is_recommended() -> None:
-    cards = [card(0, noisy(0.4, 9), base_model=True), card(10, noisy(0.5, 1)), card(20, noisy(0.7, 2))]
-    found = recommend(cards, SHARES)
+    cards = [card(0, noisy(0.4, 9), base_model=True), card(5, noisy(0.4, 3)), card(10, noisy(0.5, 1))]
+    found = recommend([*cards, card(20, noisy(0.7, 2))], SHARES)
     assert (found.step, found.distinguishable, found.equivalent_steps) == (20, True, ())
     assert found.worse_than_base_steps == ()
-    assert "20" in found.words.en
-    assert "20" in found.words.zh
+    (behind,) = (item.difference for item in found.comparisons if item.against == 10)
+    assert found.words.en.startswith("Checkpoint 20 is better than the others beyond chance;")
+    assert f"the next best, checkpoint 10, is {behind:.2g} lower" in found.words.en
+    assert f"检查点 20 显著优于其他检查点；其次是检查点 10，综合得分低 {behind:.2g}" in found.words.zh
 
 
 def test_of_equals_the_earliest_is_recommended() -> None:

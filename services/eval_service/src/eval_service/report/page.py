@@ -60,12 +60,14 @@ def _facts(content: Mapping[str, Any]) -> str:
         "Task 任务": content.get("source_name", ""),
         "Base model 基础模型": content.get("base_model", ""),
         "Data 数据": f"{content['samples']} / {content['rows']} rows ({content['split']})",
-        "Generation 生成": f"temperature {sampling['temperature']}, top_k {sampling['top_k']}, top_p "
-        f"{sampling['top_p']}, repetition {sampling['repetition_penalty']}, seed {sampling['seed']}, "
-        f"{settings['max_tokens']} tokens",
-        "Embeddings 句向量": settings["embedding_model"] or "-",
         "Created 创建时间": content["create_time"],
     }
+    if content["objective"] == "SUPERVISED":  # nothing is generated elsewhere
+        facts["Generation 生成"] = (
+            f"temperature {sampling['temperature']}, top_k {sampling['top_k']}, top_p {sampling['top_p']}, repetition "
+            f"{sampling['repetition_penalty']}, seed {sampling['seed']}, {settings['max_tokens']} tokens"
+        )
+        facts["Embeddings 句向量"] = settings["embedding_model"] or "-"
     rows = "".join(
         f"<tr><th>{_text(name)}</th><td class='text'>{_text(value)}</td></tr>" for name, value in facts.items()
     )
