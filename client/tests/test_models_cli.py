@@ -162,6 +162,13 @@ def test_nothing_is_fetched_of_an_export_that_failed(
     assert not (tmp_path / "here").exists()
 
 
+def test_an_export_that_was_stopped_has_no_files(tunesmith: Tunesmith, server: Any, tmp_path: Path) -> None:
+    server.answers = {f"GET /v1/exports/{TASK}": {"export": {"task_id": TASK, "state": "STATE_STOPPED"}}}
+    result = tunesmith("exports", "download", TASK, "-o", str(tmp_path / "here"))
+    assert (result.exit_code, f"export {TASK} is stopped; its files" in result.stderr) == (3, True)
+    assert not (tmp_path / "here").exists()
+
+
 def test_exports(tunesmith: Tunesmith, results: Any, tmp_path: Path) -> None:
     rows = tunesmith("exports", "list").stdout.splitlines()
     assert all(word in rows[1] for word in (TASK, "package", "gguf Q8_0", "completed"))

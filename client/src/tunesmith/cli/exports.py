@@ -87,7 +87,7 @@ class ExportSession(Session):
         """Fetches a file of an export, or all of them, and says where each lies."""
         found = self.client.exports.get(task_id)
         names = [name] if name else [item.name for item in found.artifacts]
-        if len(names) != 1:
+        if len(names) > 1:
             if output.exists() and not output.is_dir():
                 raise UsageProblem(f"-o {output}: there are {len(names)} files; name a directory, or one file")
             output.mkdir(parents=True, exist_ok=True)

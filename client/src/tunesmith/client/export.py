@@ -21,7 +21,7 @@ from tunesmith.export.v1.export_service_pb2 import (
     ListFormatsRequest,
     ListFormatsResponse,
 )
-from tunesmith.task.v1 import spec_pb2
+from tunesmith.task.v1 import spec_pb2, task_pb2
 from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest
 
 FORMATS = {
@@ -93,8 +93,10 @@ def named(export: Export, name: str) -> Artifact:
     if len(found) == 1:
         return found[0]
     names = ", ".join(item.name for item in export.artifacts)
-    there_is = f"there are {names}" if names else "its files are there once it is completed"
-    raise NotFound(f"export {export.task_id} has {'no file ' + name if name else 'not one file'}; {there_is}")
+    if not names:
+        state = task_pb2.State.Name(export.state).removeprefix("STATE_").lower()
+        raise NotFound(f"export {export.task_id} is {state}; its files are there once it is completed")
+    raise NotFound(f"export {export.task_id} has {'no file ' + name if name else 'not one file'}; there are {names}")
 
 
 def _rpc(name: str) -> MethodDescriptor:
