@@ -223,8 +223,13 @@ async def test_models_are_tasks_checkpoints_and_exports(gateway: Gateway) -> Non
 async def test_what_writes_no_text_is_not_listed(gateway: Gateway) -> None:
     task = gateway.tasks.add(state=task_pb2.STATE_COMPLETED)
     task.spec.finetune.language_model.objective = spec_pb2.OBJECTIVE_CLASSIFICATION
+    export = gateway.tasks.add(id=EXPORT_ID, state=task_pb2.STATE_COMPLETED)
+    export.spec.export.format, export.spec.export.source_task_id = spec_pb2.EXPORT_FORMAT_MERGED, TASK_ID
     response = await gateway.client.get(MODELS)
     assert response.json()["data"] == []
+    export.spec.export.source_task_id = "one-that-is-gone"
+    response = await gateway.client.get(MODELS)
+    assert [model["id"] for model in response.json()["data"]] == [EXPORT_ID]
 
 
 async def test_the_routes_are_described(gateway: Gateway) -> None:

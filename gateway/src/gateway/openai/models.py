@@ -72,9 +72,7 @@ class Models:
                 for name in await self._export_names(call, task):
                     yield _document(name, task)
             return
-        parameters = task.spec.finetune.language_model
-        writes = task.spec.finetune.HasField("language_model")
-        if not writes or parameters.objective == spec_pb2.OBJECTIVE_CLASSIFICATION:
+        if not _writes(task):
             return
         listing = task_service_pb2.ListCheckpointsRequest(task_id=task.id)
         checkpoints = (await call.ask(self._tasks.ListCheckpoints, listing)).checkpoints
@@ -86,11 +84,19 @@ class Models:
     async def _export_names(self, call: Call, task: task_pb2.Task) -> list[str]:
         """Of one model the export's id, of several GGUF files theirs."""
         if task.spec.export.format == spec_pb2.EXPORT_FORMAT_MERGED:
-            return [task.id]
+            return [task.id] if await self._source_writes(call, task) else []
         request = export_service_pb2.GetExportRequest(task_id=task.id)
         artifacts = (await call.ask(self._exports.GetExport, request)).export.artifacts
         files = [artifact.name for artifact in artifacts if artifact.name.endswith(GGUF)]
         return [*([task.id] if len(files) == 1 else []), *(f"{task.id}:{name}" for name in files)]
+
+    async def _source_writes(self, call: Call, task: task_pb2.Task) -> bool:
+        """Whether a merged model writes text; of one whose training is gone that is not known, so it is offered."""
+        request = task_service_pb2.GetTaskRequest(task_id=task.spec.export.source_task_id)
+        try:
+            return _writes((await call.ask(self._tasks.GetTask, request)).task)
+        except NotFound:
+            return True
 
     async def _task_id(self, call: Call, name: str) -> str:
         """The id of a task by its id or name."""
@@ -101,6 +107,13 @@ class Models:
             if task.name == name:
                 return str(task.id)
         raise NotFound(f"the model {name!r} does not exist; GET /openai/v1/models lists those that do")
+
+
+def _writes(task: task_pb2.Task) -> bool:
+    """Whether what a fine-tuning task trains writes text."""
+    finetune = task.spec.finetune
+    classifies = finetune.language_model.objective == spec_pb2.OBJECTIVE_CLASSIFICATION
+    return finetune.HasField("language_model") and not classifies
 
 
 def _document(name: str, task: task_pb2.Task) -> dict[str, Any]:
