@@ -192,10 +192,11 @@ def loaded(folder: Path) -> Any:
 
 
 def our_perplexity(folder: Path, _: str) -> Result:
-    """Packed batches; logits of the replies' tokens alone."""
+    """Packed batches; logits of the replies' tokens alone. The model is loaded as evaluations load it."""
+    from eval_service.recipes.model import load
     from eval_service.scoring.perplexity import Forwarding
 
-    rows, model = encode(folder, "texts"), loaded(folder)
+    rows, model = encode(folder, "texts"), load(folder / "base", None, classifies=False).model
     began = time.monotonic()
     losses = Forwarding(rows, list(range(len(rows))), model, pad_id=0).losses(model)
     return {

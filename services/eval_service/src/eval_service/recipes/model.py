@@ -8,6 +8,7 @@ import orjson
 import torch
 
 from modelkit.adapters import CONFIG, Adapter
+from modelkit.allocation import keep_freed_memory
 from modelkit.errors import InvalidCheckpoint, Problem
 from modelkit.inspection import inspect, read_json
 from modelkit.loading import load_config, load_model, load_tokenizer
@@ -38,6 +39,7 @@ def load(base: Path, checkpoint: Path | None, *, classifies: bool) -> Loaded:
 
     Quantized training (QLoRA) is scored on the weights as they are stored, as exports use them.
     """
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = classes_of(checkpoint) if classifies and checkpoint is not None else ()
     config: Any = load_config(base)
