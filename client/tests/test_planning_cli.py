@@ -238,7 +238,7 @@ def test_check_of_data(tunesmith: Tunesmith, server: Any, tmp_path: Path) -> Non
     result = tunesmith("datasets", "check", str(tmp_path / "t.jsonl"))
     assert result.exit_code == 1
     assert "5 rows can be trained on, form messages" in result.stdout
-    assert "t.jsonl: not JSON, 9 times (lines 2, 4, ...); fix it" in result.stdout
+    assert "t.jsonl: not JSON (9 lines: 2, 4, ...); fix it" in result.stdout
     assert server.requests[0][3]["dataset"] == {"path": str(tmp_path / "t.jsonl")}
     server.answers = {"POST /v1/datasets:validate": {"valid": True}}
     assert tunesmith("datasets", "check", "d", "--json").exit_code == 0

@@ -137,8 +137,12 @@ class DataSession(Session):
     def _problems(self, problems: Iterable[DatasetProblem]) -> None:
         for problem in problems:
             lines = ", ".join(map(str, problem.first_lines))
-            where = f" (lines {lines}{', ...' if problem.count > len(problem.first_lines) else ''})" if lines else ""
-            words = f"{problem.file}: {problem.message}, {problem.count} times{where}; {problem.hint}"
+            more = ", ..." if problem.count > len(problem.first_lines) else ""
+            count = (
+                f"{problem.count} {'line' if problem.count == 1 else 'lines'}" if lines else f"{problem.count} times"
+            )
+            where = f"({count}: {lines}{more})" if lines else f"({count})"
+            words = f"{problem.file}: {problem.message} {where}; {problem.hint}"
             self.console.print(Text(f"  - {text.harmless(words)}", style="red"))
 
 
