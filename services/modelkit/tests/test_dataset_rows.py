@@ -77,6 +77,15 @@ def test_named_columns_win(tmp_path: Path, columns: ColumnNames, row: Any, expec
     assert [turn["content"] for turn in JsonlDataset(report)[0]] == expected
 
 
+def test_a_named_system_column_is_in_some_row(tmp_path: Path) -> None:
+    """C25: it is optional row by row, but a misspelt one would be passed over."""
+    rows = [{"instruction": "Hi", "output": "Ho"}, {"instruction": "Hi", "output": "Ho", "s": "Be"}]
+    reading = Reading(columns=ColumnNames(system="s"))
+    assert scan(jsonl(tmp_path / "some.jsonl", rows), reading).problems == ()
+    (problem,) = scan(jsonl(tmp_path / "none.jsonl", rows[:1]), reading).problems
+    assert problem.message == 'no row has the column "s"'
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

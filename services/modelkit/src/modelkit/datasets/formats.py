@@ -62,10 +62,14 @@ class Reading:
 
 
 class RowReader:
-    """Turns parsed rows into what is trained on; remembers which columns each layout of keys means."""
+    """Turns parsed rows into what is trained on; remembers which columns each layout of keys means.
+
+    met_system: some row had the column of system messages that the user names.
+    """
 
     def __init__(self, reading: Reading | None = None) -> None:
         self.reading = reading or Reading()
+        self.met_system = False
         self._layouts: dict[tuple[str, ...], Columns] = {}
 
     def columns(self, row: dict[str, Any]) -> Columns:
@@ -77,6 +81,7 @@ class RowReader:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             self._layouts[keys] = known
+            self.met_system = self.met_system or self.reading.columns.system in keys
         return known
 
     def read(self, row: dict[str, Any]) -> Row:

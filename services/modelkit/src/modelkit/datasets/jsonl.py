@@ -98,6 +98,14 @@ class _Scan:
         self.lengths.append(length)
         self.lines.append(number)
 
+    def check_columns(self) -> None:
+        """Notes a column of system messages that is named and in no row; rows may lack it, but not all of them."""
+        system = self.reading.columns.system
+        if system and self.offsets and not self._reader.met_system:
+            self.counter.add(
+                "MISSING_COLUMNS", f'no row has the column "{system}"', "correct system_column, or omit it"
+            )
+
     def check_labels(self) -> None:
         """Notes what makes the labels of the whole file no classes."""
         known, rows = len(self.labels), len(self.offsets)
@@ -136,6 +144,7 @@ def scan(
             state.counter.add("EMPTY_FILE", "the file is empty", hint)
         if trained_on:
             state.check_labels()
+            state.check_columns()
     return FileReport(
         path=path,
         rows=len(state.offsets),
