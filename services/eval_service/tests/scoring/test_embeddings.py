@@ -110,3 +110,13 @@ def test_coherence_follows_the_chain_of_sentences() -> None:
     assert silent == 0.0
     assert 0 < repeating < 0.3
     assert similarities(questions[:2], answers[:2], Axes()) == [1.0, 0.0]  # type: ignore[arg-type]
+
+
+def test_a_similarity_is_at_most_one_whatever_rounding_does() -> None:
+    class Rounded:
+        name = "rounded"
+
+        def embed(self, texts: list[str]) -> Vectors:
+            return np.full((len(texts), 2), np.float32(0.70710682))
+
+    assert similarities([Question("a", "b")], ["b"], Rounded()) == [1.0]  # type: ignore[arg-type]

@@ -50,7 +50,8 @@ def similarities(questions: Sequence[Question], answers: Sequence[str], embedder
     """Cosine of the embeddings of each answer and the expected one; 0 where one of them says nothing."""
     pairs = embedder.embed([*answers, *(question.expected for question in questions)])
     generated, expected = np.split(pairs, 2)
-    return [float(value) for value in np.einsum("ij,ij->i", generated, expected)]
+    # Rounding takes the cosine of equal texts beyond 1.
+    return [float(value) for value in np.clip(np.einsum("ij,ij->i", generated, expected), -1, 1)]
 
 
 def coherences(questions: Sequence[Question], answers: Sequence[str], embedder: Embedder) -> list[float]:
