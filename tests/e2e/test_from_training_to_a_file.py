@@ -9,7 +9,7 @@ import pytest
 from modelkit.checkpoints import sha256_of
 from tests.support.platform import Platform, Workload
 from tunesmith.client import Client, evaluation_request, export_request, generation_request
-from tunesmith.task.v1.spec_pb2 import METHOD_LORA
+from tunesmith.task.v1.spec_pb2 import METHOD_LORA, METHOD_QLORA
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, Task
 
 STEPS, SAVE_STEPS = 8, 4
@@ -79,3 +79,17 @@ def test_the_adapter_travels_as_a_zip(client: Client, trained: Task, tmp_path: P
     task = completed(client, export_request("adapter", trained.id, "adapter"))
     path = client.exports.download(task.id, "", tmp_path)
     assert path.name == f"lora_adapter_{trained.id}.zip"
+
+
+def test_an_adapter_of_a_quantized_training_is_used_on_the_unquantized_base(client: Client, workload: Workload) -> None:
+    request = workload.request("quantized", method=METHOD_QLORA, max_steps=SAVE_STEPS, save_steps=SAVE_STEPS)
+    trained = completed(client, request)
+    merged = completed(client, export_request("merged", trained.id, "merged"))
+    checks = client.exports.get(merged.id).checks
+    assert {check.name for check in checks} >= {"logits", "perplexity"}
+    assert all(check.passed for check in checks)
+    answers = [
+        "".join(piece.text for piece in client.generate(generation_request(task.id, QUESTION, {"temperature": 0.0})))
+        for task in (trained, merged)
+    ]
+    assert answers[0] == answers[1]
