@@ -28,16 +28,15 @@ def use_cached_attention(model: Any) -> None:
 def empty_cache(model: Any) -> Any:
     """A cache of a model's keys and values; those of layers without a window have room to grow."""
     cache: Any = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    roomy: Any = RoomyLayer  # transformers leaves its base untyped
+    cache.layers = [roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class RoomyLayer(DynamicLayer):
     """Keys and values (rows, heads, tokens, width) at the beginning of larger tensors, into which tokens are added."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._larger: tuple[torch.Tensor, torch.Tensor] | None = None
+    _larger: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -60,11 +59,11 @@ class RoomyLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self._larger = None
 
-    def _enlarged(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _enlarged(self, old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         rows, heads, added, width = new.shape
         known = self.get_seq_length()
         larger = new.new_empty(rows, heads, known + added + ROOM, width)
-        if known:
+        if old is not None and known:
             larger[:, :, :known] = old
         return larger
 
