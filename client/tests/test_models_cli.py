@@ -74,7 +74,7 @@ def results(server: Any) -> Any:
     }
     for artifact in EXPORT["artifacts"]:
         server.files[f"/v1/exports/{TASK}/artifacts/{artifact['name']}"] = CONTENT  # type: ignore[index]
-    for name in ("report.html", "report.json", "report.csv"):
+    for name in ("report.html", "report.json", "report.csv", "samples.csv"):
         server.files[f"/v1/evaluations/{TASK}/report/{name}"] = name.encode()
     return server
 
@@ -128,6 +128,7 @@ def test_evaluations(tunesmith: Tunesmith, results: Any, tmp_path: Path) -> None
         "report.csv",
         "report.html",
         "report.json",
+        "samples.csv",
     ]
     assert (tmp_path / "reports" / "report.html").read_bytes() == b"report.html"
 
@@ -232,6 +233,10 @@ def test_several_turns(tunesmith: Tunesmith, server: Any) -> None:
 
 def test_mistakes_in_a_chat(tunesmith: Tunesmith, server: Any) -> None:
     assert tunesmith("chat", "t", "--compare", "3").exit_code == 2
+    for empty in ("", " \n"):
+        result = tunesmith("chat", "t", "-p", empty)
+        assert (result.exit_code, server.requests) == (2, [])
+        assert "--prompt is empty" in result.output
     result = tunesmith("chat", "t", "--prompt", "x", "--set", "warmth=1", "--set", "temperature=hot")
     assert (result.exit_code, "warmth" in result.stderr, "temperature" in result.stderr) == (2, True, True)
     server.events, server.connections = answer("yes"), [(1, "error")]

@@ -139,6 +139,7 @@ async def test_leaving_ends_the_download(gateway: Gateway) -> None:
         ("report.json", "application/json"),
         ("report.csv", "text/csv; charset=utf-8"),
         ("report.html", "text/html; charset=utf-8"),
+        ("samples.csv", "text/csv; charset=utf-8"),
     ],
 )
 async def test_a_report(gateway: Gateway, name: str, kind: str) -> None:

@@ -44,7 +44,7 @@ def test_checkpoints_are_compared_with_the_base(
     assert {SAVE_STEPS, STEPS} <= {item.step for item in found.checkpoints}
     assert all("perplexity" in item.scores for item in found.checkpoints)
     assert found.recommendation.text
-    for name in ("report.json", "report.csv", "report.html"):
+    for name in ("report.json", "report.csv", "report.html", "samples.csv"):
         path = client.evaluations.download(task.id, name, tmp_path)
         assert path.read_bytes() == (Path(task.output_dir) / name).read_bytes()
     assert len(json.loads((tmp_path / "report.json").read_text())["rows_scored"]) == 5

@@ -24,7 +24,7 @@ from tunesmith.task.v1 import spec_pb2
 from tunesmith.task.v1.spec_pb2 import EvaluateSpec
 from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest
 
-REPORTS = ("report.html", "report.json", "report.csv")
+REPORTS = ("report.html", "report.json", "report.csv", "samples.csv")
 WEIGHT = "weight_"
 _SERVICE = eval_service_pb2.DESCRIPTOR.services_by_name["EvalService"]
 _MESSAGES = spec_pb2.DESCRIPTOR.message_types_by_name

@@ -22,6 +22,7 @@ REPORTS = {
     "report.json": "application/json",
     "report.csv": "text/csv; charset=utf-8",
     "report.html": "text/html; charset=utf-8",
+    "samples.csv": "text/csv; charset=utf-8",
 }
 # A report shows what models said: it may draw, and do nothing else.
 REPORT_POLICY = (

@@ -124,7 +124,8 @@ class EvalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadReport(self, request, context):
-        """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html".
+        """Streams a file of an evaluation's report from an offset: "report.json", "report.csv", "report.html" or
+        "samples.csv".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,9 @@ class EvalServiceStub:
     ListLoadedModels: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.ListLoadedModelsRequest, _eval_service_pb2.ListLoadedModelsResponse]
     """Lists the models that are loaded for generation."""
     DownloadReport: _grpc.UnaryStreamMultiCallable[_eval_service_pb2.DownloadReportRequest, _eval_service_pb2.DownloadReportResponse]
-    """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html"."""
+    """Streams a file of an evaluation's report from an offset: "report.json", "report.csv", "report.html" or
+    "samples.csv".
+    """
     CheckSpec: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.CheckSpecRequest, _eval_service_pb2.CheckSpecResponse]
     """For the task service: finds everything that is wrong with an evaluation, before it is accepted."""
 
@@ -68,7 +70,9 @@ class EvalServiceAsyncStub(EvalServiceStub):
     ListLoadedModels: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.ListLoadedModelsRequest, _eval_service_pb2.ListLoadedModelsResponse]  # type: ignore[assignment]
     """Lists the models that are loaded for generation."""
     DownloadReport: _aio.UnaryStreamMultiCallable[_eval_service_pb2.DownloadReportRequest, _eval_service_pb2.DownloadReportResponse]  # type: ignore[assignment]
-    """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html"."""
+    """Streams a file of an evaluation's report from an offset: "report.json", "report.csv", "report.html" or
+    "samples.csv".
+    """
     CheckSpec: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.CheckSpecRequest, _eval_service_pb2.CheckSpecResponse]  # type: ignore[assignment]
     """For the task service: finds everything that is wrong with an evaluation, before it is accepted."""
 
@@ -129,7 +133,9 @@ class EvalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _eval_service_pb2.DownloadReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_eval_service_pb2.DownloadReportResponse], _abc.AsyncIterator[_eval_service_pb2.DownloadReportResponse]]:
-        """Streams a file of an evaluation's report from an offset: "report.json", "report.csv" or "report.html"."""
+        """Streams a file of an evaluation's report from an offset: "report.json", "report.csv", "report.html" or
+        "samples.csv".
+        """
 
     @_abc_1.abstractmethod
     def CheckSpec(
