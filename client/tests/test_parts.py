@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.client import InvalidArgument, discover, finetune_request, parameter_names
+from tunesmith.client import InvalidArgument, discover, finetune_request, generation_request, parameter_names
 from tunesmith.client.errors import from_response
 from tunesmith.client.finetune import dataset_source
 from tunesmith.client.sse import EventParser, ServerEvent
@@ -83,6 +83,35 @@ def test_parameters_are_typed(tmp_path: Path) -> None:
     assert (language_model.lora.r, list(language_model.lora.target_modules)) == (16, ["q_proj", "v_proj"])
     assert (language_model.max_seq_length, language_model.quantization.type) == (512, "nf4")
     assert spec.devices.processes == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "q_proj,v_proj",
+        '["q_proj", "v_proj"]',
+        ' [ "q_proj" , "v_proj" ] ',
+        "[q_proj,v_proj]",  # of which a shell took the quotes
+        ["q_proj", "v_proj"],
+        ("q_proj", "v_proj"),
+    ],
+)
+def test_lists_are_separated_by_commas_or_written_in_json(value: str | list[str] | tuple[str, ...]) -> None:
+    request = finetune_request("n", "m", "d", {"lora_target_modules": value})
+    assert list(request.spec.finetune.language_model.lora.target_modules) == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [('["a, b", "[END]"]', ["a, b", "[END]"]), ("[END]", ["[END]"]), ("[END],[/END]", ["[END]", "[/END]"])],
+)
+def test_brackets_may_be_of_the_texts_themselves(value: str, texts: list[str]) -> None:
+    assert list(generation_request("t", "hi", {"stop": value}).stop) == texts
+
+
+def test_a_json_list_holds_texts() -> None:
+    with pytest.raises(InvalidArgument, match="list of texts"):
+        finetune_request("n", "m", "d", {"lora_target_modules": '["q_proj", 3]'})
 
 
 def test_every_mistake_is_listed() -> None:

@@ -34,6 +34,7 @@ def jsonl(path: Path, rows: list[Any] = ROWS) -> Path:
 
 
 def write_csv(path: Path, delimiter: str = ",") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(ROWS[0]), delimiter=delimiter)
         writer.writeheader()

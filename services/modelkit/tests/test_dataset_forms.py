@@ -25,6 +25,8 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "c.json": jsonl,
     "a.csv": write_csv,
     "a.tsv": lambda path: write_csv(path, "\t"),
+    "semicolons/a.csv": lambda path: write_csv(path, ";"),
+    "tabs/a.csv": lambda path: write_csv(path, "\t"),
     "a.parquet": lambda path: pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(jsonl(path.with_suffix("")).read_bytes())),
 }
@@ -37,6 +39,12 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, cache: DataCache
     assert conversations(files) == CONVERSATIONS
     again = locate(tmp_path / name, cache)
     assert again.train == files.train
+
+
+def test_commas_of_the_first_line_win_over_other_separators(tmp_path: Path, cache: DataCache) -> None:
+    (tmp_path / "a.csv").write_text("prompt,response,a;b;c;d\nhi,hello,x\n")
+    files = locate(tmp_path / "a.csv", cache)
+    assert conversations(files) == [[("user", "hi"), ("assistant", "hello")]]
 
 
 def test_json_is_read_in_pieces(tmp_path: Path, cache: DataCache) -> None:

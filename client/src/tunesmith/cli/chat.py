@@ -45,7 +45,9 @@ class ChatSession(Session):
         )
 
     def ask_once(self, prompt: str, compare: Iterable[int]) -> None:
-        """Prints the answer to one prompt, and those of other checkpoints below headings."""
+        """Prints the answer to one prompt, and those of other checkpoints below headings. Raises UsageProblem."""
+        if not prompt.strip():
+            raise UsageProblem("--prompt is empty; write what to ask, or leave it out to take turns")
         steps = list(compare)
         for request in self._variants(steps):
             request.messages.append(Message(role="user", content=prompt))

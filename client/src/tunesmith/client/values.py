@@ -1,6 +1,7 @@
 """Settable parameters by name: fields of a message and of those in it, as text or as numbers."""
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def _set(message: Message, parameters: Mapping[str, Parameter], name: str, value
 
 def _convert(field: FieldDescriptor, value: Value) -> object:
     if field.is_repeated:
-        items = value.split(",") if isinstance(value, str) else value
+        items = _split(value.strip()) if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise ValueError(f"takes a list, for example a,b; not {value!r}")
         return [str(item).strip() for item in items]
@@ -80,6 +81,20 @@ def _convert(field: FieldDescriptor, value: Value) -> object:
     if field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
         return number(value)
     return str(value)
+
+
+def _split(text: str) -> list[str]:
+    """The texts of a list that is written in JSON or with commas. Raises ValueError."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return text.split(",")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        within = text[1:-1]  # a shell takes the quotes of ["a","b"]; of a single [END] the brackets may be the text
+        return (within if "," in within and not {"[", "]"} & set(within) else text).split(",")
+    if not all(isinstance(item, str) for item in found):
+        raise ValueError(f"takes a list of texts, for example a,b; not {text}")
+    return list(found)
 
 
 def _enum(enum: EnumDescriptor, text: str) -> int:

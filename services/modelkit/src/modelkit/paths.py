@@ -36,7 +36,11 @@ class AllowedRoots:
 
     def _named(self, real: Path) -> bool:
         """Whether users may name a real path."""
-        return any(map(real.is_relative_to, self.roots)) and not any(map(real.is_relative_to, self.private))
+        return self._beneath(real) and not any(map(real.is_relative_to, self.private))
+
+    def _beneath(self, real: Path) -> bool:
+        """Whether a real path lies in a root, be it private or not."""
+        return any(map(real.is_relative_to, self.roots))
 
     def resolve(self, path: str, *, field: str, must_exist: bool = True) -> Path:
         """The real path of a user's path. A relative one is looked up beneath each root in turn.
@@ -47,7 +51,11 @@ class AllowedRoots:
         if not path.strip() or "\0" in path:
             raise PathNotAllowed(Problem(field, f"{path!r} is not a path"))
         candidates = [Path(path)] if Path(path).is_absolute() else [root / path for root in self.roots]
-        allowed = [real for real in map(self._real, candidates) if real and self._named(real)]
+        found = [real for real in map(self._real, candidates) if real]
+        allowed = [real for real in found if self._named(real)]
+        if not allowed and any(map(self._beneath, found)):
+            message = f"{path!r} is where the platform's own files lie, which cannot be named; use another path"
+            raise PathNotAllowed(Problem(field, message))
         if not allowed:
             message = f"{path!r} is outside the allowed directories ({self}); use a path beneath one of them"
             raise PathNotAllowed(Problem(field, message))

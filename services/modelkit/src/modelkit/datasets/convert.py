@@ -21,7 +21,8 @@ TEXT = (".txt", ".text")
 MAX_GROWTH, FREE_BYTES = 200, 1 << 30
 # What reading a Parquet file may take: memory, and processor time by its size in bytes, at so many bytes a second.
 MEMORY_BYTES, LEAST_CPU_SECONDS, SLOWEST_BYTES = 2 << 30, 120, 1 << 20
-VERSION = 1  # of what is written; another one makes converted files new
+DELIMITERS = ",;\t"  # of a .csv
+VERSION = 2  # of what is written; another one makes converted files new
 
 
 def is_jsonl(path: Path) -> bool:
@@ -98,11 +99,20 @@ def _text(source: Path, file: BinaryIO) -> int:
 
 def _csv(source: Path, file: BinaryIO) -> int:
     """Rows of a file with a header. Raises InvalidDataset."""
-    return _write(_csv_rows(source, "\t" if source.suffix.lower() == ".tsv" else ","), file)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    return _write(_csv_rows(source, "\t" if source.suffix.lower() == ".tsv" else _delimiter(source)), file)
+
+
+def _delimiter(source: Path) -> str:
+    """A comma, or what names the columns where commas make one column of all: spreadsheets write semicolons wherever
+    commas are for decimals."""
+    with source.open("r", encoding="utf-8-sig", newline="") as text:
+        first = text.readline(MAX_LINE_BYTES)
+    columns = {delimiter: len(next(csv.reader([first], delimiter=delimiter), [])) for delimiter in DELIMITERS}
+    return "," if columns[","] > 1 else max(DELIMITERS, key=lambda delimiter: columns[delimiter])
 
 
 def _csv_rows(source: Path, delimiter: str) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(MAX_LINE_BYTES)
     ragged: list[int] = []
     with source.open("r", encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, delimiter=delimiter, strict=True)
