@@ -157,7 +157,10 @@ async def test_errors_of_the_service(gateway: Gateway, stream: bool) -> None:
     gateway.evaluations.error = FailedPrecondition("this model classifies", reason="MODEL_CLASSIFIES")
     status, document = await chat(gateway, stream=stream)
     assert (status, document["error"]["code"]) == (400, "model_classifies")
-    gateway.evaluations.error = ResourceExhausted("too many wait", reason="GENERATION_QUEUE_FULL")
+    metadata = {"retry_after_seconds": "5"}
+    gateway.evaluations.error = ResourceExhausted("too many wait", reason="GENERATION_QUEUE_FULL", metadata=metadata)
+    response = await gateway.client.post(CHAT, json={"model": TASK_ID, "messages": SAY, "stream": stream})
+    assert response.headers["retry-after"] == "5"
     status, document = await chat(gateway, stream=stream)
     assert (status, document["error"]["type"]) == (429, "rate_limit_error")
     gateway.evaluations.error = InvalidArgument("messages: 3011 tokens are too many", reason="CONVERSATION_TOO_LONG")

@@ -157,6 +157,9 @@ async def test_a_disk_that_is_too_small_is_told_with_what_is_needed_and_free(ben
     bench.free = 5 * MEBIBYTE
     told = text(await bench.checks.check(spec(MERGED), source))
     assert "is too small: the export needs about" in told and "5 MiB are free" in told
+    assert told.endswith("are free; make room there")
+    small = await bench.checks.check(spec(GGUF, quantizations=["F16"]), source)
+    assert text(small).endswith("are free; make room there, or choose fewer or smaller types")
 
 
 def test_what_an_export_writes_is_counted_for_each_file_system(tmp_path: Path) -> None:

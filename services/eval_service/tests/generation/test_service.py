@@ -297,7 +297,7 @@ async def test_a_model_that_answers_never_leaves(
             if response.text:
                 break
         error = await refused(caller, ResourceExhausted, "qwen2", base_model=True)
-        assert error.reason == "MEMORY_BUSY"
+        assert (error.reason, error.metadata) == ("MEMORY_BUSY", {"retry_after_seconds": "5"})
         assert "320 MiB" in error.message
         call.cancel()
         await eventually(lambda: not any(e.users for e in service.generation._models._entries.values()))
@@ -316,14 +316,14 @@ async def test_limits_of_memory_and_of_the_queue(
         await anext(aiter(calls[0]))
         await eventually(lambda: [e.users for e in service.generation._models._entries.values()] == [2])
         error = await refused(caller, ResourceExhausted, "llama", base_model=True)
-        assert error.reason == "GENERATION_QUEUE_FULL"
+        assert (error.reason, error.metadata) == ("GENERATION_QUEUE_FULL", {"retry_after_seconds": "5"})
         for call in calls:
             call.cancel()
         await eventually(lambda: not pids(service), what="an idle model to leave")
     async with running_service(tmp_path / "b", roots, launcher, generation_memory_bytes=1 << 20) as service:
         await service.finetune("llama", models["llama"], {})
         error = await refused(service.caller(), ResourceExhausted, "llama", base_model=True)
-        assert error.reason == "MODEL_TOO_LARGE"
+        assert (error.reason, error.metadata) == ("MODEL_TOO_LARGE", {})
         assert "may take 1 MiB" in error.message
 
 

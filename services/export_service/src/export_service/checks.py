@@ -221,7 +221,8 @@ class ExportChecks:
         )
         output = checked.output_dir or self._places.output
         for shortage in shortages(found, Places(self._places.work, output, self._places.objects), self._free):
-            checked.refuse(OUTPUT, str(shortage))
+            hint = ", or choose fewer or smaller types" if checked.types else ""
+            checked.refuse(OUTPUT, f"{shortage}{hint}")
 
 
 def _types(spec: spec_pb2.ExportSpec) -> list[str]:

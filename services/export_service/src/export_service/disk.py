@@ -47,7 +47,7 @@ class Shortage:
         needed, free = (-(-number // MEBIBYTE) for number in (self.needed, self.free))
         return (
             f"the disk of {self.path} is too small: the export needs about {needed} MiB there and {free} MiB are free; "
-            "make room, or choose fewer or smaller types"
+            "make room there"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval_service.generation.later import QUEUE_FULL, later
 from eval_service.generation.progress import NEWS_SECONDS, Progress
 from eval_service.generation.sizes import in_words
 from eval_service.generation.sources import Stored
@@ -184,4 +185,4 @@ def _damaged(message: str) -> FailedPrecondition:
 
 
 def _busy(what: str) -> ResourceExhausted:
-    return ResourceExhausted(f"{what}; more may not be. Try later", reason="GENERATION_QUEUE_FULL")
+    return later(f"{what}; more may not be. Try later", QUEUE_FULL)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval_service.generation.later import MEMORY_BUSY, QUEUE_FULL, later
 from eval_service.generation.process import Launcher, ModelProcess
 from eval_service.generation.progress import Progress
 from eval_service.generation.sizes import in_words
@@ -124,9 +125,9 @@ class LoadedModels:
         entry = self._entries.get(key)
         at_once = entry.process.at_once if entry and entry.process else self._limits.at_once
         if entry is not None and entry.users >= at_once + self._limits.queue:
-            raise ResourceExhausted(
+            raise later(
                 f"{entry.users} answers of this model are being written or waited for; more may not be. Try later",
-                reason="GENERATION_QUEUE_FULL",
+                QUEUE_FULL,
             )
 
     @contextlib.asynccontextmanager
@@ -198,10 +199,10 @@ class LoadedModels:
         require_memory(base.name, base.needed, self._limits)
         busy = sum(entry.memory for entry in self._entries.values() if entry.users)
         if base.needed + busy > limit:
-            raise ResourceExhausted(
+            raise later(
                 f"{base.name} needs about {in_words(base.needed)} of memory; models that are answering take "
                 f"{in_words(busy)} of {in_words(limit)}. Try again when they have finished",
-                reason="MEMORY_BUSY",
+                MEMORY_BUSY,
             )
         self._trim(base.needed)
         return list(self._ending)
