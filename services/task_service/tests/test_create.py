@@ -316,6 +316,13 @@ async def test_only_what_makes_a_model_can_be_trained_on(alice: Client) -> None:
         spec.finetune.base_model = f"task:{task.id}"
         with pytest.raises(InvalidArgument, match=message):
             await alice.create(spec=spec, depends_on=[task.id])
+    adapter.finetune.language_model.merge_after_training = True
+    for output, path in (("/models/mine", "/models/mine/merged"), ("", "the directory merged/ in its output")):
+        adapter.finetune.output_dir = output
+        merging = await alice.create(spec=adapter)
+        spec.finetune.base_model = f"task:{merging.id}"
+        with pytest.raises(InvalidArgument, match=path):
+            await alice.create(spec=spec, depends_on=[merging.id])
     spec.finetune.base_model = f"task:{merged.id}"
     assert (await alice.create(spec=spec, depends_on=[merged.id])).depends_on == [merged.id]
 

@@ -79,10 +79,21 @@ async def _base_problems(session: AsyncSession, task_id: str) -> list[Problem]:
     elif spec.HasField("export") and spec.export.format != spec_pb2.EXPORT_FORMAT_MERGED:
         what = f"makes {spec_pb2.ExportFormat.Name(spec.export.format)}; name an export as EXPORT_FORMAT_MERGED"
     elif spec.finetune.language_model.method in _ADAPTING:
-        what = "trains an adapter, which is no base model; export it as EXPORT_FORMAT_MERGED and name the export"
+        what = (
+            "trains an adapter, which is no base model; export it as EXPORT_FORMAT_MERGED and name the export"
+            f"{_merged_model(spec.finetune)}"
+        )
     else:
         return []
     return [Problem("spec.finetune.base_model", f"task {task_id} {what}")]
+
+
+def _merged_model(finetune: spec_pb2.FinetuneSpec) -> str:
+    """Where a training that merges leaves a model that can be trained on; empty for other trainings."""
+    if not finetune.language_model.merge_after_training:
+        return ""
+    place = f"{finetune.output_dir.rstrip('/')}/merged" if finetune.output_dir else "the directory merged/ in its output"
+    return f", or once it is completed name {place}, where its merged model lies"
 
 
 def waits(depends_on: Sequence[str], rows: Mapping[str, TaskRow]) -> bool:
