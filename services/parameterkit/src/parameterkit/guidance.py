@@ -176,7 +176,10 @@ OPTIMIZERS = Table(
         ("`adamw_8bit`, `adamw_bnb_8bit`", Text("AdamW with 8-bit state, less memory", "8 位 AdamW（内存高效）")),
         (
             "`paged_adamw_32bit`, `paged_adamw_8bit`",
-            Text("AdamW whose state moves to main memory when the GPU is full", "显存不足时状态可换出到内存的 AdamW"),
+            Text(
+                "AdamW whose state moves to main memory when the GPU is full; without a GPU it stays where it is",
+                "显存不足时状态可换出到内存的 AdamW；没有 GPU 时不分页",
+            ),
         ),
         ("`adafactor`", Text("little memory", "Adafactor（内存高效）")),
         ("`lomo`", Text("updates while gradients are computed: little memory", "LOMO（低内存优化）")),

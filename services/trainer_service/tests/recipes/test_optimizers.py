@@ -18,7 +18,7 @@ from modelkit import scratch
 from modelkit.loading import load_model
 from trainer_service.recipes import low_rank_gradients
 from trainer_service.recipes.config import Training
-from trainer_service.recipes.optimizers import Optimisation, create_optimizer
+from trainer_service.recipes.optimizers import Optimisation, create_optimizer, notes
 from trainer_service.recipes.precision import Precision
 from trainer_service.recipes.schedules import Schedule
 from trainer_service.recipes.support import OPTIMIZER_ALIASES, OPTIMIZERS, SCHEDULERS
@@ -65,6 +65,21 @@ def through_a_file(state: Any) -> Any:
 def test_every_documented_name_is_there() -> None:
     assert set(DOCUMENTED_OPTIMIZERS.split()) < set(OPTIMIZERS)
     assert set(DOCUMENTED_SCHEDULERS.split()) == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_paging_that_a_cpu_does_not_have_is_told_of(name: str) -> None:
+    training = Training(optim=name)
+    assert notes(training, torch.device("cuda")) == []
+    told = notes(training, CPU)
+    assert bool(told) == name.startswith("paged")
+    assert all(f"{name} needs a GPU to page its state from; it trains as" in note for note in told)
+
+
+def test_a_training_logs_what_its_optimizer_cannot_do(jobs: JobFactory) -> None:
+    """C17."""
+    text = run(jobs(training={"optim": "paged_adamw", "max_steps": 1})).text()
+    assert "paged_adamw needs a GPU to page its state from" in text
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

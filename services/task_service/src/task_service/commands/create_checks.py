@@ -92,7 +92,9 @@ def _merged_model(finetune: spec_pb2.FinetuneSpec) -> str:
     """Where a training that merges leaves a model that can be trained on; empty for other trainings."""
     if not finetune.language_model.merge_after_training:
         return ""
-    place = f"{finetune.output_dir.rstrip('/')}/merged" if finetune.output_dir else "the directory merged/ in its output"
+    place = (
+        f"{finetune.output_dir.rstrip('/')}/merged" if finetune.output_dir else "the directory merged/ in its output"
+    )
     return f", or once it is completed name {place}, where its merged model lies"
 
 

@@ -21,6 +21,14 @@ from workerkit.child.errors import InvalidJob
 Groups = list[dict[str, Any]]
 
 
+def notes(training: Training, device: torch.device) -> list[str]:
+    """What differs from the wish on a device."""
+    if device.type == "cuda" or not training.optim.startswith("paged"):
+        return []
+    plain = OPTIMIZER_ALIASES.get(training.optim, training.optim).removeprefix("paged_").removesuffix("_32bit")
+    return [f"{training.optim} needs a GPU to page its state from; it trains as {plain}, with all of it in memory"]
+
+
 def create_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser of the trainable weights; biases and norms are not decayed."""
     name = OPTIMIZER_ALIASES.get(training.optim, training.optim)

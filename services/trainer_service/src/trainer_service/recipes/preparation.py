@@ -5,7 +5,7 @@ from typing import Any
 from modelkit import attention
 from modelkit.inspection import inspect
 from modelkit.loading import quieten
-from trainer_service.recipes import precision, quantization
+from trainer_service.recipes import optimizers, precision, quantization
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.data_setup import Data, prepare_data
 from trainer_service.recipes.model_setup import prepare_model
@@ -28,7 +28,7 @@ def prepare(job: Job, events: EventWriter, world: World) -> tuple[Any, Data, Pre
     stored = inspect(job.model_dir).dtype
     formats = precision.choose(training, world.device, frozen=frozen, stored=stored)
     precision.allow_tf32(training)
-    for note in formats.notes:
+    for note in (*formats.notes, *optimizers.notes(training, world.device)):
         events.log(note)
     data = prepare_data(job, events, world)
     model = prepare_model(job, formats, world, labels=data.labels, events=events)
