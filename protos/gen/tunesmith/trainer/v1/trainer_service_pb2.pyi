@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tunesmith.task.v1 import quota_service_pb2 as _quota_service_pb2
 from tunesmith.task.v1 import spec_pb2 as _spec_pb2
 import builtins as _builtins
 import sys
@@ -226,6 +227,7 @@ class EstimateResourcesResponse(_message.Message):
     FITS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Memory of the device at its peak, in bytes."""
     disk_bytes: _builtins.int
@@ -262,6 +264,12 @@ class EstimateResourcesResponse(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What to do when they don't, and what the figures rest on."""
 
+    @_builtins.property
+    def quota(self) -> _quota_service_pb2.Quota:
+        """What is left of the caller's checkpoint quota, to compare checkpoints with; a note tells when it is less. Unset when
+        the task service could not be asked. It has no part in fits: a training whose quota is spent ends with a model.
+        """
+
     def __init__(
         self,
         *,
@@ -280,10 +288,11 @@ class EstimateResourcesResponse(_message.Message):
         fits: _builtins.bool = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         steps_per_second: _builtins.float = ...,
+        quota: _quota_service_pb2.Quota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "checkpoints", b"checkpoints", "checkpoints_kept", b"checkpoints_kept", "disk_bytes", b"disk_bytes", "disk_free_bytes", b"disk_free_bytes", "duration_seconds", b"duration_seconds", "fits", b"fits", "memory", b"memory", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "methods", b"methods", "notes", b"notes", "rows", b"rows", "steps_per_second", b"steps_per_second", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_bytes", b"checkpoint_bytes", "checkpoints", b"checkpoints", "checkpoints_kept", b"checkpoints_kept", "disk_bytes", b"disk_bytes", "disk_free_bytes", b"disk_free_bytes", "duration_seconds", b"duration_seconds", "fits", b"fits", "memory", b"memory", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "methods", b"methods", "notes", b"notes", "quota", b"quota", "rows", b"rows", "steps_per_second", b"steps_per_second", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
