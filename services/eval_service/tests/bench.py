@@ -34,7 +34,8 @@ class Bench(SourceBench):
         corpus = [Path(json.__file__).read_text()]
         base = scratch.build(root / "data" / "tiny", hidden_size=32, layers=2, vocab_size=320, corpus=corpus).directory
         super().__init__(root, store, base, ROWS)
-        self.checks = EvaluationChecks(self.roots, BaseModels(self.roots), DatasetChecks(DataCache(root / "cache")))
+        datasets = DatasetChecks(DataCache(root / "cache"))
+        self.checks = EvaluationChecks(self.roots, BaseModels(self.roots), datasets, store)
 
     def make_work(self, launcher: ForkLauncher) -> MakeWork:
         shop = EvaluationShop(self.store, launcher, self.checks, self.outputs, Patience(60.0, 10.0))

@@ -72,3 +72,33 @@ async def test_a_users_word_is_not_taken_for_what_a_task_has_produced(
         assert await told(stub, request) == missing
     async with serving("worker", Role.SERVICE) as stub:
         assert await told(stub, request) == {}
+
+
+async def test_a_checkpoint_that_is_not_whole_is_refused_at_submit(
+    serving: Serving, bench: Bench, office: TaskOffice
+) -> None:
+    source = bench.source()
+    for step in (10, 20, 30):
+        await bench.add_adapter(source, step)
+    source.spec.finetune.base_model, source.base_model_prefix = "task:before", "tasks/before/output"
+    office.known.add(source)
+    whole, truncated, missing = (item.prefix for item in source.checkpoints)
+    await bench.store.delete(f"{whole}/optimizer.pt")  # an evaluation does not read it
+    await bench.store.put_bytes(f"{truncated}/adapter_model.safetensors", b"short")
+    await bench.store.delete(f"{missing}/adapter_config.json")
+    request = pb.CheckSpecRequest(spec=spec_pb2.EvaluateSpec(source_task_id="a-training"), source=source)
+    async with serving() as stub:
+        found = (await stub.CheckSpec(request)).problems
+        request.spec.checkpoint_steps.extend([10, 30])
+        named = (await stub.CheckSpec(request)).problems
+    texts = [(item.field, item.message.partition(" cannot be used: ")) for item in found]
+    assert [(field, who, why.partition(":")[0]) for field, (who, _, why) in texts] == [
+        (
+            "evaluate.source_task_id",
+            "the output of task:before",
+            "manifest.json is missing from the object store; it may have been removed by now",
+        ),
+        ("evaluate.checkpoint_steps", "checkpoint 20", "adapter_model.safetensors is truncated"),
+        ("evaluate.checkpoint_steps", "checkpoint 30", "adapter_config.json is missing"),
+    ]
+    assert [item.field for item in named] == ["evaluate.source_task_id", "evaluate.checkpoint_steps[1]"]

@@ -8,15 +8,18 @@ from pathlib import Path
 
 from eval_service import scores
 from eval_service.scoring.embedding_files import read_pooling
+from eval_service.stored import stored_problems
 from eval_service.suite_checks import suite_problems
 from modelkit.base_models import BaseModels
 from modelkit.datasets import DataCache, DatasetFiles
 from modelkit.errors import ModelkitError
 from modelkit.paths import AllowedRoots
 from servicekit.errors import Problem
+from servicekit.objects import ObjectStore
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
 from workerkit.datasets import DatasetChecks, reading_of
 from workerkit.holding import holding
+from workerkit.turns import InThread
 
 TASK_PREFIX = "task:"
 NO_BASE = "the base model of the task cannot be used any more"
@@ -42,12 +45,15 @@ class CheckedEvaluation:
 
 
 class EvaluationChecks:
-    """Checks evaluations against this machine. Blocks while it reads; call it in a thread."""
+    """Checks evaluations against this machine and the object store. What is not async blocks; call it in a thread."""
 
-    def __init__(self, roots: AllowedRoots, models: BaseModels, known_datasets: DatasetChecks) -> None:
+    def __init__(
+        self, roots: AllowedRoots, models: BaseModels, known_datasets: DatasetChecks, store: ObjectStore
+    ) -> None:
         self._roots = roots
         self._models = models
         self._datasets = known_datasets
+        self._store = store
 
     @property
     def cache(self) -> DataCache:
@@ -61,6 +67,13 @@ class EvaluationChecks:
     def may_write(self, directory: Path) -> bool:
         """Whether a directory is on this machine, allowed, and can be written to."""
         return directory.is_dir() and self._roots.contains(directory) and os.access(directory, os.W_OK | os.X_OK)
+
+    async def at_submit(
+        self, spec: spec_pb2.EvaluateSpec, source: task_service_pb2.TaskSource, in_thread: InThread, *, token: str
+    ) -> list[Problem]:
+        """Everything that is wrong with an evaluation that a user asks for. Raises what the object store raises."""
+        checked = await in_thread(self.check, spec, source, token=token)
+        return checked.problems + await stored_problems(self._store, spec, source)
 
     def check(
         self, spec: spec_pb2.EvaluateSpec, source: task_service_pb2.TaskSource, *, token: str = "", starts: bool = False

@@ -86,4 +86,4 @@ class EvalServicer(GenerationServicer):
             source = await trusted_source(self._tasks, request.source, request.spec.source_task_id, token)
         except NotFound as error:
             return [Problem("evaluate.source_task_id", error.message)]
-        return (await self._turns.run(self._checks.check, request.spec, source, token=token)).problems
+        return await self._checks.at_submit(request.spec, source, self._turns.run, token=token)

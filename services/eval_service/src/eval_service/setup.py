@@ -29,7 +29,7 @@ async def run(settings: EvalSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         place = await stack.enter_async_context(open_workplace(settings, preload=PRELOAD, entry=ENTRY))
         inputs = Inputs.of(settings, place.store, place.channel)
-        checks = EvaluationChecks(inputs.roots, inputs.models, inputs.datasets)
+        checks = EvaluationChecks(inputs.roots, inputs.models, inputs.datasets, place.store)
         generating = running_generation(
             settings,
             scratch=place.scratch,

@@ -23,13 +23,13 @@ from export_service.sources import (
     wants_base_alone,
 )
 from modelkit.base_models import BaseModels, ResolvedModel
-from modelkit.checkpoints import Manifest, verify_listing
-from modelkit.errors import InvalidCheckpoint, ModelkitError
+from modelkit.checkpoints import Manifest
+from modelkit.errors import ModelkitError
 from modelkit.paths import AllowedRoots
 from servicekit.errors import NotFound, Problem
 from servicekit.objects import ObjectStore
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
-from workerkit.artifacts import ArtifactDamaged, read_manifest
+from workerkit.artifacts import ArtifactDamaged, require_whole
 from workerkit.output import may_be_written
 from workerkit.turns import InThread
 
@@ -135,14 +135,10 @@ class ExportChecks:
             checked.refuse(path, f"{name} is not among what tasks have stored")
             return None
         try:
-            manifest = await read_manifest(self._store, stored.prefix, stored.manifest_sha256)
-            folder = f"{stored.prefix}/"
-            sizes = {item.key.removeprefix(folder): item.size async for item in self._store.list(folder)}
-            verify_listing(manifest, sizes)
-        except (ArtifactDamaged, InvalidCheckpoint) as error:
+            return await require_whole(self._store, stored.prefix, stored.manifest_sha256)
+        except ArtifactDamaged as error:
             checked.refuse(path, f"{name} cannot be used: {error}")
             return None
-        return manifest
 
     async def _check_base(self, spec: spec_pb2.ExportSpec, source: Source, checked: CheckedExport) -> Shape | None:
         """The model that comes out, None where that is not known yet or does not matter."""

@@ -119,9 +119,14 @@ def verify(directory: Path, wanted: Callable[[str], bool] = lambda _: True) -> M
     return manifest
 
 
-def verify_listing(manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Compares a listing (relative path: size) with a manifest. Raises InvalidCheckpoint naming the files."""
-    if problems := dict(_compare_sizes(manifest.files, sizes)):
+def verify_listing(
+    manifest: Manifest, sizes: Mapping[str, int], wanted: Callable[[str], bool] = lambda _: True
+) -> None:
+    """Compares a listing (relative path: size) with a manifest, of some files only those whose path is wanted.
+
+    Raises InvalidCheckpoint naming the files.
+    """
+    if problems := dict(_compare_sizes([file for file in manifest.files if wanted(file.path)], sizes)):
         raise _damaged(list(problems.values()))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelkit.checkpoints import MANIFEST, Manifest, build_manifest, verify
+from modelkit.checkpoints import MANIFEST, Manifest, build_manifest, verify, verify_listing
 from modelkit.errors import InvalidCheckpoint
 from servicekit.errors import NotFound
 from servicekit.objects import ObjectStore
@@ -114,6 +114,23 @@ async def fetch(
         return await asyncio.to_thread(verify, directory, wanted)
     except InvalidCheckpoint as error:
         raise ArtifactDamaged(str(error)) from None
+
+
+async def require_whole(
+    store: ObjectStore, prefix: str, sha256: str = "", *, wanted: Callable[[str], bool] = lambda _: True
+) -> Manifest:
+    """The manifest of a stored directory whose files, or those that are wanted, are all there in their sizes.
+
+    No file is read. Raises what read_manifest raises, ArtifactDamaged also when files are missing or of other sizes.
+    """
+    folder = f"{prefix.rstrip('/')}/"
+    manifest = await read_manifest(store, prefix, sha256)
+    sizes = {item.key.removeprefix(folder): item.size async for item in store.list(folder)}
+    try:
+        verify_listing(manifest, sizes, wanted)
+    except InvalidCheckpoint as error:
+        raise ArtifactDamaged(str(error)) from None
+    return manifest
 
 
 async def read_manifest(store: ObjectStore, prefix: str, sha256: str = "") -> Manifest:
