@@ -7,6 +7,7 @@ from typing import Any
 from eval_service import scores, suites
 from eval_service.generation.engine.prompts import Prompts, end_tokens
 from eval_service.generation.engine.sampling import Sampling
+from eval_service.generation.engine.text import FirstSpace
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded
 from eval_service.recipes.progress import Progress
@@ -41,7 +42,9 @@ class Scorer:
         self._forwarding = Forwarding(
             samples.sequences, samples.belongs, loaded.model, pad_id=loaded.pad_id, between=lambda: progress.tell(0.0)
         )
-        self._writing = self._written_so(encoder) if isinstance(encoder, ChatEncoder) else None
+        template = encoder.template if isinstance(encoder, ChatEncoder) else None
+        self._prompts = Prompts(template.source, template.special_tokens) if template else None
+        self._writing = self._written_so(self._prompts) if self._prompts else None
 
     def score(self, step: int, *, base_model: bool = False) -> Found:
         """What the model, as it is now, makes of the samples."""
@@ -64,15 +67,17 @@ class Scorer:
         """The text of an answer to each sample."""
         tokens = write_answers(self._loaded.model, self._samples.prompts, writing, self._counting(writing.max_tokens))
         texts = [self._loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
-        return [cut(text, self._job.answering.stop).strip() for text in texts]
+        taught = self._prompts.before_reply if self._prompts else ""
+        answers = [FirstSpace(taught).add(text) for text in texts]
+        return [cut(answer, self._job.answering.stop).strip() for answer in answers]
 
-    def _written_so(self, encoder: ChatEncoder) -> Writing:
+    def _written_so(self, prompts: Prompts) -> Writing:
         tokenizer, answering = self._loaded.tokenizer, self._job.answering
         special = set(tokenizer.all_special_ids)
         configured = (self._loaded.config, self._loaded.model.generation_config, tokenizer)
         ends = end_tokens(
             [getattr(item, "eos_token_id", None) for item in configured],
-            Prompts(encoder.template.source, encoder.template.special_tokens),
+            prompts,
             lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
             lambda token: token in special,
         )

@@ -128,7 +128,7 @@ class BaseEngine:
         voice = self._voices[variant]
         tokens = voice.encode(voice.prompts.text(messages))
         lead = tokens[-LEAD:] if voice.prompts.continues else []
-        return Prompt(tokens, voice.ends, lead, voice.decode)
+        return Prompt(tokens, voice.ends, lead, voice.decode, voice.prompts.before_reply)
 
     def begin(self, variant: str, tokens: Sequence[int]) -> _Session:
         """Takes up the conversation that is remembered best, if any; others are forgotten to make room for it."""

@@ -62,7 +62,8 @@ class GgufEngine:
         tokens = self._model.tokens_of(self._prompts.text(messages), add_special=continues)
         if continues and len(tokens) > 1 and tokens[-1] == self._model.bounds[1]:
             tokens.pop()
-        return Prompt(tokens, self._ends, tokens[-LEAD:] if continues else [], self._model.text_of)
+        lead = tokens[-LEAD:] if continues else []
+        return Prompt(tokens, self._ends, lead, self._model.text_of, self._prompts.before_reply)
 
     def begin(self, variant: str, tokens: Sequence[int]) -> _Session:
         """Keeps what the last conversation's prompt shares with this one, in whole chunks."""

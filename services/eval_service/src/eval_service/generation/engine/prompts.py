@@ -1,6 +1,7 @@
 """A conversation as the model was taught to read it: its own chat template, or plain text where it has none."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from eval_service.generation.engine.errors import ConversationRefused
@@ -37,6 +38,23 @@ class Prompts:
             raise ConversationRefused(
                 f"messages: {error.problems[0].message}", reason="CONVERSATION_DOES_NOT_FIT_TEMPLATE"
             ) from error
+
+    @cached_property
+    def before_reply(self) -> str:
+        """White space that the template writes between what is read and a reply, so that answers begin with it.
+
+        Empty where it writes none, writes more than that, or refuses.
+        """
+        if self._template is None:
+            return ""
+        try:
+            with self._template.time_limit():
+                read = self._template.render(PROBE[:1], add_generation_prompt=True)
+                whole = self._template.render(PROBE)
+        except InvalidTemplate:
+            return ""
+        between, found, _ = whole.removeprefix(read).partition(PROBE[1]["content"])
+        return between if found and whole.startswith(read) and between.isspace() else ""
 
     def after_reply(self) -> str:
         """What the template writes after a reply; empty without one, and where it refuses."""

@@ -41,6 +41,21 @@ class TextStream:
         return text[len(before) :]
 
 
+class FirstSpace:
+    """Takes white space away with which an answer begins, as far as it is that which the template has taught."""
+
+    def __init__(self, taught: str) -> None:
+        self._left = taught
+
+    def add(self, text: str) -> str:
+        """The text without it."""
+        while text and self._left and text[0] == self._left[0]:
+            text, self._left = text[1:], self._left[1:]
+        if text:
+            self._left = ""
+        return text
+
+
 class StopTexts:
     """Lets text through until one of some texts appears in it, of which nothing is let through."""
 
