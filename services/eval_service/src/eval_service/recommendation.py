@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval_service.scoring.intervals import BLOCK, CONFIDENCE, resamples
+from eval_service.scoring.intervals import BLOCK, resamples, wide_enough
 from eval_service.scoring.measurements import Floats
 from eval_service.scoring.totals import Card, total
 from eval_service.wording import Wording, words_of
@@ -142,7 +142,7 @@ def _difference(
             for card in (first, second)
         ]
         drawn.append(totals[0] - totals[1])
-    low, high = np.quantile(np.concatenate(drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = wide_enough(np.concatenate(drawn), first.samples, (-1.0, 1.0))
     exchanged = _exchanged(first, second, shares, seed, between)
     sizes = exchanged * np.sign(seen) if one_sided else np.abs(exchanged)
     extreme = sizes >= abs(seen) - ROUNDING
@@ -150,7 +150,7 @@ def _difference(
         chance = float(extreme.mean())
     else:
         chance = float((1 + extreme.sum()) / (1 + len(extreme)))
-    return seen, float(low), float(high), chance
+    return seen, low, high, chance
 
 
 def _exchanged(

@@ -67,6 +67,34 @@ def test_what_is_no_embedding_model_is_refused_with_the_reason(directory: Path, 
     ]
 
 
+def test_what_only_looks_like_an_embedding_model_is_refused_before_it_is_loaded(
+    directory: Path, tmp_path: Path
+) -> None:
+    """A language model would give vectors too, of no use; other models would fail in the middle of the evaluation."""
+    corpus = [Path(json.__file__).read_text()]
+    language_model = scratch.build(tmp_path / "m", hidden_size=32, layers=1, vocab_size=320, corpus=corpus).directory
+    with pytest.raises(
+        InvalidModel, match=r"it has no modules\.json.*sentence-transformers model.*1_Pooling"
+    ) as caught:
+        read_pooling(language_model, field="evaluate.embedding_model")
+    assert [problem.field for problem in caught.value.problems] == ["evaluate.embedding_model"]
+    for name, content, message in (
+        ("config.json", {"model_type": "vit"}, "the family 'vit', which is no text encoder; give the directory"),
+        ("config.json", {"model_type": "t5"}, "the family 't5', which is no text encoder"),
+        ("config.json", {"model_type": ["bert"]}, "which is no text encoder"),
+        ("modules.json", [{"type": "sentence_transformers.models.Transformer"}], "has no Pooling"),
+        ("modules.json", 5, "is no list of modules"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "asks for none of pooling_mode_mean_tokens"),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1", "its files cannot be read: "),
+    ):
+        before = (directory / name).read_bytes()
+        (directory / name).write_bytes(orjson.dumps(content))
+        with pytest.raises(InvalidModel, match=message):
+            read_pooling(directory)
+        (directory / name).write_bytes(before)
+    assert read_pooling(directory).mode == "mean"
+
+
 def test_a_language_model_can_stand_in(tmp_path: Path) -> None:
     corpus = [Path(json.__file__).read_text()]
     folder = scratch.build(tmp_path / "m", hidden_size=32, layers=2, vocab_size=320, corpus=corpus).directory

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval_service import scores
+from eval_service.recipes.job import Job
+from eval_service.recipes.samples import Samples
 from eval_service.recommendation import EXCHANGES, Recommendation, holm, recommend, swaps
+from eval_service.report.content import Scored, content_of
 from eval_service.scoring.intervals import BLOCK, clopper_pearson, interval
 from eval_service.scoring.measurements import macro_f1, mean, perplexity
 from eval_service.scoring.totals import Card, total
@@ -43,6 +47,37 @@ def test_the_bootstrap_interval_is_seeded_and_as_wide_as_theory_says() -> None:
     assert (low, high) == interval(mean("coverage", values.tolist()), seed=1)
     assert (high - low) / 2 == pytest.approx(1.96 * 0.1 / math.sqrt(400), rel=0.15)
     assert low < values.mean() < high
+
+
+@pytest.mark.parametrize("counted", [1, 5, 32])
+def test_samples_that_are_all_alike_leave_room_for_others(counted: int) -> None:
+    """The bootstrap of them has no width; a classifier that is always right is as uncertain as its accuracy."""
+    labels = [number % 2 for number in range(counted)]
+    unlike = 1 - 0.025 ** (1 / counted)
+    assert clopper_pearson(counted, counted) == (pytest.approx(1 - unlike), 1.0)
+    assert interval(macro_f1("f1", labels, labels, classes=2), seed=0) == (pytest.approx(1 - unlike), 1.0)
+    middling = mean("coverage", [0.7] * counted)
+    assert interval(middling, seed=0) == (pytest.approx(0.7 * (1 - unlike)), pytest.approx(0.7 + 0.3 * unlike))
+    signed = mean("semantic_similarity", [1 / 3] * counted, (-1.0, 1.0))
+    assert interval(signed, seed=0)[0] == pytest.approx(1 / 3 - 4 / 3 * unlike)
+    assert all(map(math.isnan, interval(perplexity("perplexity", [2.0] * counted, [1] * counted), seed=0)))
+
+
+def test_the_total_of_checkpoints_that_are_always_right_is_not_certain() -> None:
+    labels = [0, 1] * 4
+    right = {"accuracy": mean("accuracy", [1.0] * 8), "f1": macro_f1("f1", labels, labels, classes=2)}
+    job = Job(Path(), Path(), Path(), Path(), ())
+    samples = Samples(list(range(8)), "validation", 8, [], [], [], [], labels, ["text"] * 8)
+    scored = [Scored(Card(step, right), classes=labels) for step in (10, 20)]
+    shares = {"accuracy": 0.5, "f1": 0.5}
+    advice = recommend([item.card for item in scored], shares)
+    content = content_of(job, scored, samples, shares=shares, advice=advice, labels=["a", "b"], embedder="")
+    least, _ = clopper_pearson(8, 8)
+    for item in content["checkpoints"]:
+        assert (item["total"], item["total_high"]) == (1.0, 1.0)
+        assert item["total_low"] == pytest.approx(least)
+    (comparison,) = advice.comparisons
+    assert comparison.low == pytest.approx(least - 1) and comparison.high == pytest.approx(1 - least)
 
 
 def test_perplexity_weighs_tokens_and_passes_over_samples_without() -> None:

@@ -17,7 +17,7 @@ from eval_service import scores
 from eval_service.recipes.job import Job
 from eval_service.recipes.samples import Samples
 from eval_service.recommendation import Recommendation
-from eval_service.scoring.intervals import CONFIDENCE, interval, resamples
+from eval_service.scoring.intervals import CONFIDENCE, interval, resamples, wide_enough
 from eval_service.scoring.totals import Card, total
 
 SCHEMA, VERSION = "tunesmith.evaluation", 1
@@ -135,9 +135,10 @@ def _total(card: Card, shares: Mapping[str, float], seed: int) -> dict[str, Any]
         total(card, {name: choice @ card.measurements[name].parts for name in shares}, shares)
         for choice in resamples(first, seed)
     ]
-    low, high = np.quantile(np.concatenate(drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    counted = min(card.measurements[name].counted for name in shares)
+    low, high = wide_enough(np.concatenate(drawn), counted)
     band, band_zh = scores.band(value)
-    return {"total": value, "total_low": float(low), "total_high": float(high), "band": band, "band_zh": band_zh}
+    return {"total": value, "total_low": low, "total_high": high, "band": band, "band_zh": band_zh}
 
 
 def _confusion(actual: Sequence[int], told: Sequence[int], classes: int) -> list[list[int]]:

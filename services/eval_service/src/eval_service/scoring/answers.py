@@ -35,7 +35,8 @@ def measure_answers(
             pairs = zip(questions, answers, strict=True)
             found[name] = mean(name, [score(answer, question.expected) for question, answer in pairs])
     if embedder is not None and "semantic_similarity" in names:
-        found["semantic_similarity"] = mean("semantic_similarity", similarities(questions, answers, embedder))
+        cosines = similarities(questions, answers, embedder)
+        found["semantic_similarity"] = mean("semantic_similarity", cosines, (-1.0, 1.0))
     if embedder is not None and "coherence" in names:
         found["coherence"] = mean("coherence", coherences(questions, answers, embedder))
     return found

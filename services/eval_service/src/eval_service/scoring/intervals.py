@@ -4,19 +4,21 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from eval_service.scoring.measurements import Floats, Measurement
+from eval_service.scoring.measurements import Bounds, Floats, Measurement
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 BLOCK = 1 << 22  # entries of a matrix of choices that exist at once
 STEPS = 60  # halvings; more change nothing in a double
+ROUNDING = 1e-9  # sums of the same numbers in another order differ by so little
 
 
 def interval(measurement: Measurement, seed: int) -> tuple[float, float]:
     """Lower and upper end: exact where every sample is right or wrong, else by the bootstrap.
 
     The exact one is that of Clopper and Pearson (doi:10.1093/biomet/26.4.404), the other takes percentiles of the
-    score of samples drawn with replacement (Efron, doi:10.1214/aos/1176344552).
+    score of samples drawn with replacement (Efron, doi:10.1214/aos/1176344552), which of samples that are all alike
+    are no interval: see `wide_enough`.
     """
     if not measurement.counted:
         return float("nan"), float("nan")
@@ -24,8 +26,24 @@ def interval(measurement: Measurement, seed: int) -> tuple[float, float]:
         right, counted = measurement.parts.sum(axis=0)
         return clopper_pearson(int(right), int(counted))
     values = np.concatenate([measurement.of(choice @ measurement.parts) for choice in resamples(measurement, seed)])
-    low, high = np.nanquantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return wide_enough(values, measurement.counted, measurement.bounds)
+
+
+def wide_enough(values: Floats, counted: int, bounds: Bounds = (0.0, 1.0)) -> tuple[float, float]:
+    """The interval of values of resamples; where they are all the same, one that allows for samples unlike those seen.
+
+    Of so many samples none is unlike the others with a chance of 2.5 % when a share q = 1 - 0.025^(1/counted) of all
+    samples is, which is the bound of Clopper and Pearson. The interval goes as far as if that share had the least or
+    the highest value within bounds. NaN when there is no such value.
+    """
+    low, high = map(float, np.nanquantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+    if high - low > ROUNDING:
+        return low, high
+    if not np.isfinite(bounds).all():
+        return float("nan"), float("nan")
+    _, unlike = clopper_pearson(0, counted)
+    least, most = bounds
+    return low + unlike * (least - low), high + unlike * (most - high)
 
 
 def resamples(measurement: Measurement, seed: int) -> Iterator[Floats]:

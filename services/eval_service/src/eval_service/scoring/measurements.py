@@ -4,6 +4,7 @@ Every score here is a function of sums of per-sample parts: a mean of two sums, 
 class. A bootstrap and a permutation test are then products of matrices.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """A score of one checkpoint. parts are (samples, parts); of maps sums of them (..., parts) to values (...).
 
-    counted is the number of samples that the score is computed on.
+    counted is the number of samples that the score is computed on; bounds are the least and the highest value it can
+    have.
     """
 
     name: str
     parts: Floats
     of: Callable[[Floats], Floats]
     counted: int
+    bounds: Bounds = (0.0, 1.0)
 
     @property
     def value(self) -> float:
@@ -31,18 +35,20 @@ class Measurement:
         return float(self.of(self.parts.sum(axis=0)))
 
 
-def mean(name: str, values: Sequence[float]) -> Measurement:
+def mean(name: str, values: Sequence[float], bounds: Bounds = (0.0, 1.0)) -> Measurement:
     """The mean of a number that each sample has; samples where it is NaN don't count."""
     found = np.asarray(values, dtype=np.float64)
     counts = ~np.isnan(found)
-    return Measurement(name, np.stack([np.where(counts, found, 0.0), counts], axis=1), _ratio, int(counts.sum()))
+    parts = np.stack([np.where(counts, found, 0.0), counts], axis=1)
+    return Measurement(name, parts, _ratio, int(counts.sum()), bounds)
 
 
 def perplexity(name: str, losses: Sequence[float], tokens: Sequence[int]) -> Measurement:
     """exp of the sum of losses (in nats) over the number of tokens that have one."""
     counts = np.asarray(tokens, dtype=np.float64)
     parts = np.stack([np.asarray(losses, dtype=np.float64), counts], axis=1)
-    return Measurement(name, parts, lambda sums: np.exp(_ratio(sums)), int((counts > 0).sum()))
+    counted = int((counts > 0).sum())
+    return Measurement(name, parts, lambda sums: np.exp(_ratio(sums)), counted, (1.0, math.inf))
 
 
 def macro_f1(name: str, actual: Sequence[int], told: Sequence[int], classes: int) -> Measurement:
