@@ -94,7 +94,7 @@ def test_every_call(client: Client, server: Any) -> None:
         "GET /v1/scores": {"scores": [{"name": "perplexity"}]},
         "GET /v1/exports/x": {"export": {"task_id": "x"}},
         "GET /v1/exports": {"exports": [{"task_id": "x"}]},
-        "GET /v1/export-formats": {"formats": [{"quantization": "Q8_0"}]},
+        "GET /v1/export-formats": {"formats": [{"quantization": "Q8_0"}], "templates": [{"name": "lora_only"}]},
         "GET /v1/loaded-models": {"models": [{"task_id": "t"}]},
     }
     assert client.evaluations.get("e").recommended_step == 20
@@ -103,6 +103,7 @@ def test_every_call(client: Client, server: Any) -> None:
     assert client.exports.get("x").task_id == "x"
     assert [item.task_id for item in client.exports.list_page().exports] == ["x"]
     assert [item.quantization for item in client.exports.formats()] == ["Q8_0"]
+    assert [item.name for item in client.exports.templates()] == ["lora_only"]
     assert [item.task_id for item in client.loaded_models()] == ["t"]
 
 

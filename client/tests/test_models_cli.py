@@ -34,7 +34,13 @@ EVALUATION = {
     "recommendation": {"step": "20", "text": "Checkpoint 20 is the best."},
     "checkpoints": [
         {"base_model": True, "total": 0.25, "values": [{"name": "perplexity", "value": 9.5, "low": 9.0, "high": 10.0}]},
-        {"step": "20", "total": 0.75, "values": [{"name": "perplexity", "value": 3.5, "low": 3.0, "high": 4.0}]},
+        {
+            "step": "20",
+            "total": 0.75,
+            "total_low": 0.7,
+            "total_high": 0.8125,
+            "values": [{"name": "perplexity", "value": 3.5, "low": 3.0, "high": 4.0}],
+        },
     ],
 }
 CONTENT = b"GGUF" * 1000
@@ -92,7 +98,8 @@ def test_evaluate_and_watch(tunesmith: Tunesmith, results: Any) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{TASK} pending evaluation_")
     assert any("base model" in line and "9.5 (9-10)" in line for line in lines)
-    assert any(line.split()[:3] == ["20", "0.750", "3.5"] for line in lines)
+    assert any(line.split()[:4] == ["20", "0.750", "(0.700-0.812)", "3.5"] for line in lines)
+    assert any("base model" in line and " 0.250 " in line for line in lines), "nothing is said of an unknown interval"
     assert lines[-1] == "Checkpoint 20 is the best."
 
 
@@ -183,9 +190,21 @@ def test_exports(tunesmith: Tunesmith, results: Any, tmp_path: Path) -> None:
     assert (result.exit_code, "name a directory" in result.stderr) == (2, True)
     assert tunesmith("exports", "download", TASK, "nothing", "-o", str(tmp_path)).exit_code == 3
     results.answers["GET /v1/export-formats"] = {
-        "formats": [{"format": "EXPORT_FORMAT_GGUF", "quantization": "Q8_0", "bits_per_weight": 8.5}]
+        "formats": [{"format": "EXPORT_FORMAT_GGUF", "quantization": "Q8_0", "bits_per_weight": 8.5}],
+        "templates": [
+            {"name": "small", "format": "EXPORT_FORMAT_GGUF", "quantizations": ["Q4_K_M", "Q8_0"], "is_default": True},
+            {"name": "lora_only", "format": "EXPORT_FORMAT_GGUF_ADAPTER", "description": "The adapter alone."},
+        ],
     }
     assert "(not in this version)" in tunesmith("exports", "formats").stdout
+    rows = tunesmith("exports", "templates").stdout.splitlines()
+    assert " ".join(rows[1].split()) == "small --format gguf --type Q4_K_M --type Q8_0 (the first choice)"
+    assert " ".join(rows[2].split()) == "lora_only --format gguf-adapter The adapter alone."
+    assert [item["name"] for item in json.loads(tunesmith("exports", "templates", "--json").stdout)] == [
+        "small",
+        "lora_only",
+    ]
+    assert "exports templates" in tunesmith("export", "--help").stdout
 
 
 def answer(*words: str) -> list[dict[str, Any]]:

@@ -99,12 +99,17 @@ def _score_table(found: Evaluation) -> Table:
         values = {value.name: value for value in item.values}
         recommended = item.step == found.recommended_step and not item.base_model and found.recommended_step > 0
         cells = [_score(values[name]) if name in values else "" for name in names]
-        table.add_row(_checkpoint(item), f"{item.total:.3f}", *cells, style="bold" if recommended else "")
+        table.add_row(_checkpoint(item), _total(item), *cells, style="bold" if recommended else "")
     return table
 
 
 def _checkpoint(item: CheckpointScores) -> str:
     return "base model" if item.base_model else str(item.step)
+
+
+def _total(item: CheckpointScores) -> str:
+    interval = f" ({item.total_low:.3f}-{item.total_high:.3f})" if item.total_low != item.total_high else ""
+    return f"{item.total:.3f}{interval}"
 
 
 def _score(value: ScoreValue) -> str:

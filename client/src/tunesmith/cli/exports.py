@@ -14,7 +14,14 @@ from tunesmith.cli.results import result_facts, result_table, tell_fetched
 from tunesmith.cli.transfers import transfer_bar
 from tunesmith.client import export_request
 from tunesmith.client.export import FORMATS
-from tunesmith.export.v1.export_service_pb2 import Artifact, Export, Format, ListExportsRequest, ParityCheck
+from tunesmith.export.v1.export_service_pb2 import (
+    Artifact,
+    Export,
+    Format,
+    ListExportsRequest,
+    PackageTemplate,
+    ParityCheck,
+)
 from tunesmith.task.v1.task_pb2 import Task
 
 _WORDS = {form: word for word, form in FORMATS.items()}
@@ -83,6 +90,10 @@ class ExportSession(Session):
         """Prints the forms and types that a model can be exported to."""
         self.listed(list(self.client.exports.formats()), _format_table, "no formats")
 
+    def list_templates(self) -> None:
+        """Prints the usual packages."""
+        self.listed(list(self.client.exports.templates()), _template_table, "no templates")
+
     def download(self, task_id: str, name: str, output: Path) -> None:
         """Fetches a file of an export, or all of them, and says where each lies."""
         found = self.client.exports.get(task_id)
@@ -135,4 +146,13 @@ def _format_table(found: list[Format]) -> Table:
         words = text.harmless(item.description) + ("" if item.available else " (not in this version)")
         bits = f"{item.bits_per_weight:g}" if item.bits_per_weight else ""
         table.add_row(_WORDS.get(item.format, ""), Text(text.harmless(item.quantization)), bits, Text(words))
+    return table
+
+
+def _template_table(found: list[PackageTemplate]) -> Table:
+    table = Table("template", "options", "", box=None, pad_edge=False)
+    for item in found:
+        options = f"--format {_WORDS.get(item.format, '')}" + "".join(f" --type {kind}" for kind in item.quantizations)
+        words = text.harmless(item.description) + (" (the first choice)" if item.is_default else "")
+        table.add_row(Text(text.harmless(item.name)), Text(text.harmless(options)), Text(words))
     return table

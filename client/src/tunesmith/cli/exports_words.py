@@ -39,7 +39,10 @@ def export(
     token: Token = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Package a model; with -o it is fetched as well. Exits with 1 when it was watched and did not complete."""
+    """Package a model; with -o it is fetched as well. Exits with 1 when it was watched and did not complete.
+
+    exports templates lists the usual packages, exports formats every form and type.
+    """
     from tunesmith.cli.exports import ExportSession
 
     with ExportSession(url, token, data_dir, json=json) as session:
@@ -84,6 +87,15 @@ def formats(json: Json = False, url: Url = None, token: Token = None, data_dir: 
 
     with ExportSession(url, token, data_dir, json=json) as session:
         session.list_formats()
+
+
+@exports.command()
+def templates(json: Json = False, url: Url = None, token: Token = None, data_dir: DataDir = None) -> None:
+    """List the usual packages, each with the options that make it."""
+    from tunesmith.cli.exports import ExportSession
+
+    with ExportSession(url, token, data_dir, json=json) as session:
+        session.list_templates()
 
 
 @exports.command()

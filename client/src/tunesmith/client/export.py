@@ -20,6 +20,7 @@ from tunesmith.export.v1.export_service_pb2 import (
     ListExportsResponse,
     ListFormatsRequest,
     ListFormatsResponse,
+    PackageTemplate,
 )
 from tunesmith.task.v1 import spec_pb2, task_pb2
 from tunesmith.task.v1.task_service_pb2 import CreateTaskRequest
@@ -80,6 +81,12 @@ def list_formats() -> Operation[ListFormatsResponse, Sequence[Format]]:
     """Returns the forms and GGUF types that a model can be exported to."""
     method = _rpc("ListFormats")
     return Operation(method, ListFormatsRequest(), ListFormatsResponse, lambda response: response.formats)
+
+
+def list_templates() -> Operation[ListFormatsResponse, Sequence[PackageTemplate]]:
+    """Returns the usual packages: each a form and its GGUF types to start from."""
+    method = _rpc("ListFormats")
+    return Operation(method, ListFormatsRequest(), ListFormatsResponse, lambda response: response.templates)
 
 
 def artifact_path(task_id: str, name: str) -> str:

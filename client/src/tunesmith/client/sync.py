@@ -182,6 +182,7 @@ class Exports(_Caller):
     get = _call(export.get_export)
     list_page = _call(export.list_exports)
     formats = _call(export.list_formats)
+    templates = _call(export.list_templates)
 
     def download(self, task_id: str, name: str, path: Path | str, *, progress: Progress = ignore) -> Path:
         """Fetches a file of an export into a file or directory; where it lies then. No name means the only file.
