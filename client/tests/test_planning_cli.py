@@ -62,7 +62,7 @@ def tunesmith(server: Any, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
 
 
 def test_estimate(tunesmith: Tunesmith, server: Any) -> None:
-    server.answers = {"POST /v1/estimates": ESTIMATE, "GET /v1/quota": QUOTA}
+    server.answers = {"POST /v1/estimates": ESTIMATE | QUOTA}
     words = ("--base-model", "m", "--dataset", "d", "--method", "lora", "--set", "save_steps=100")
     result = tunesmith("estimate", *words)
     assert result.exit_code == 0, result.output
@@ -75,7 +75,6 @@ def test_estimate(tunesmith: Tunesmith, server: Any) -> None:
         "full 120.0 GB (does not fit); lora 16.0 GB",
         "10 saved, 3 kept, 100.0 MB each",
         "95 of 100 used this month, 5 left, nearly spent",
-        "the quota has 5 checkpoints left, 10 would be saved",
         "1000 on 4000 rows",
         "8:20 (2.00 steps/s)",
         "rows have 90 tokens on average",

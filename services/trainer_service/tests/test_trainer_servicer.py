@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from servicekit.errors import InvalidArgument, Unavailable, Unimplemented
+from servicekit.grpc_client import bearer
 from services.trainer_service.tests.bench import MakeSpec
 from services.trainer_service.tests.trainer_stub import Peer, Stub, check, peer, stub, turns, uploads
-from tunesmith.task.v1 import spec_pb2
+from tunesmith.task.v1 import quota_service_pb2, spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 
 __all__ = ["peer", "stub", "turns", "uploads"]
@@ -77,6 +78,36 @@ async def test_estimates(stub: Stub, make_spec: MakeSpec) -> None:
     assert answer.fits
     assert answer.duration_seconds == 0
     assert any("duration is not known" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (quota_service_pb2.QUOTA_ACTION_CONTINUE_UNSAVED, "goes on without saving"),
+        (quota_service_pb2.QUOTA_ACTION_STOP, "saves a last checkpoint and stops"),
+    ],
+)
+async def test_estimates_compare_checkpoints_with_the_quota(
+    stub: Stub, peer: Peer, make_spec: MakeSpec, action: quota_service_pb2.QuotaAction.ValueType, words: str
+) -> None:
+    spec = make_spec({})
+    spec.training.max_steps, spec.training.save_steps = 1000, 100
+    request = trainer.EstimateResourcesRequest(spec=spec)
+
+    async def estimate() -> tuple[trainer.EstimateResourcesResponse, str]:
+        answer = await stub.EstimateResources(request, metadata=bearer("owner"))
+        return answer, "\n".join(note for note in answer.notes if "quota" in note)
+
+    answer, told = await estimate()
+    assert (answer.quota, told, peer.asked_by) == (peer.quota, "", ["Bearer owner"])
+    for remaining in (10, 9, 0):
+        peer.quota = quota_service_pb2.Quota(monthly_allowance=50, remaining=remaining, exhausted_action=action)
+        answer, told = await estimate()
+        assert (answer.quota.remaining, answer.fits) == (remaining, True)
+        assert (f"{remaining} left this month and 10 would be saved" in told, words in told) == (remaining < 10,) * 2
+    peer.error = Unavailable("nobody there")
+    answer, told = await estimate()
+    assert (answer.HasField("quota"), told, answer.checkpoints) == (False, "", 10)
 
 
 async def test_nothing_to_estimate(stub: Stub, make_spec: MakeSpec) -> None:

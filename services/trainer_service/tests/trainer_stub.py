@@ -28,7 +28,7 @@ from trainer_service.estimates.disk import Places
 from trainer_service.estimates.estimator import Estimator
 from trainer_service.servicer import TrainerServicer
 from trainer_service.setup import NAME
-from tunesmith.task.v1 import spec_pb2
+from tunesmith.task.v1 import quota_service_pb2, spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
 from workerkit.datasets import DatasetChecks
@@ -40,14 +40,23 @@ Stub = Any
 
 
 class Peer:
-    """The task service, as far as the environment check asks for it."""
+    """The task service, as far as the environment check and estimates ask for it."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.quota = quota_service_pb2.Quota(monthly_allowance=-1, used=4, remaining=-1)
+        self.asked_by: list[Any] = []
 
     async def ask(self) -> None:
         if self.error is not None:
             raise self.error
+
+    async def get_quota(
+        self, request: quota_service_pb2.GetQuotaRequest, *, timeout: float, metadata: Any = None
+    ) -> quota_service_pb2.GetQuotaResponse:
+        self.asked_by.append(metadata and metadata["authorization"])
+        await self.ask()
+        return quota_service_pb2.GetQuotaResponse(quota=self.quota)
 
 
 class Uploads(RemoteDatasets):
@@ -116,7 +125,9 @@ async def stub(
         places = Places(tmp_path / "work", tmp_path / "outputs", tmp_path / "objects")
         estimator = Estimator(places, Calibration(tmp_path / "calibration.json"))
         checks = SpecChecks(roots, models, known)
-        servicer = TrainerServicer(checks, estimator, models, known, environment, Unasked(launcher), turns)
+        servicer = TrainerServicer(
+            checks, estimator, models, known, environment, Unasked(launcher), turns, peer.get_quota
+        )
         servicers = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         async with (
             running_server(ServiceSettings(drain_seconds=0), servicers) as server,

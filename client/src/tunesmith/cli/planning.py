@@ -11,7 +11,6 @@ from tunesmith.cli import text
 from tunesmith.cli.commands import Session, as_json
 from tunesmith.cli.failures import TASK_FAILED, UsageProblem
 from tunesmith.cli.wish import Wish
-from tunesmith.client import ApiError
 from tunesmith.task.v1 import quota_service_pb2, spec_pb2
 from tunesmith.task.v1.parameter_service_pb2 import Parameter
 from tunesmith.task.v1.quota_service_pb2 import Quota
@@ -42,7 +41,7 @@ class PlanningSession(Session):
         if self.json:
             print(as_json(found, indent=2))
         else:
-            self._estimate(found, self._quota_if_any())
+            self._estimate(found)
         return 0 if found.fits else TASK_FAILED
 
     def environment(self) -> int:
@@ -102,7 +101,7 @@ class PlanningSession(Session):
         found = [model for model in self.client.base_models(modality) if model.local or not local]
         self.listed(found, _model_table, "no models")
 
-    def _estimate(self, found: EstimateResourcesResponse, quota: Quota | None) -> None:
+    def _estimate(self, found: EstimateResourcesResponse) -> None:
         memory = found.memory
         parts = {
             "weights": memory.weights,
@@ -122,26 +121,16 @@ class PlanningSession(Session):
             "disk": f"{text.size(found.disk_bytes)}, {text.size(found.disk_free_bytes)} free",
             "checkpoints": f"{found.checkpoints} saved, {found.checkpoints_kept} kept, "
             f"{text.size(found.checkpoint_bytes)} each",
-            "quota": "" if quota is None else quota_words(quota),
+            "quota": quota_words(found.quota) if found.HasField("quota") else "",
             "steps": f"{found.total_steps} on {found.rows} rows",
             "duration": f"{text.duration(seconds)} ({found.steps_per_second:.2f} steps/s)"
             if seconds
             else "unknown yet",
         }
         self.facts(rows)
-        if quota is not None and 0 <= quota.remaining < found.checkpoints:
-            lacking = f"the quota has {quota.remaining} checkpoints left, {found.checkpoints} would be saved"
-            self.console.print(Text(f"  * {lacking}", style="yellow"))
         for note in found.notes:
             self.console.print(Text(f"  * {text.harmless(note)}", style="" if found.fits else "yellow"))
         self.console.print("it fits" if found.fits else Text("it does not fit", style="red"))
-
-    def _quota_if_any(self) -> Quota | None:
-        """The caller's quota; an estimate is worth printing without it."""
-        try:
-            return self.client.quota()
-        except ApiError:
-            return None
 
 
 def quota_words(quota: Quota) -> str:

@@ -21,6 +21,7 @@ from trainer_service.environment import Environment
 from trainer_service.estimates.answer import answer
 from trainer_service.estimates.checked import estimate_checked, submit_problems
 from trainer_service.estimates.estimator import Estimator
+from trainer_service.estimates.quota import GetQuota, add_quota
 from tunesmith.task.v1 import spec_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2 as trainer
 from tunesmith.trainer.v1 import trainer_service_pb2_grpc
@@ -44,6 +45,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         environment: Environment,
         questions: DataQuestions,
         turns: Turns,
+        get_quota: GetQuota,
     ) -> None:
         self._checks = checks
         self._estimator = estimator
@@ -52,6 +54,7 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
         self._environment = environment
         self._questions = questions
         self._turns = turns
+        self._get_quota = get_quota
 
     async def ListDevices(self, request: trainer.ListDevicesRequest, context: Any) -> trainer.ListDevicesResponse:
         found = await asyncio.to_thread(lambda: [devices.cpu(), *devices.gpus()])
@@ -72,8 +75,11 @@ class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
     async def EstimateResources(
         self, request: trainer.EstimateResourcesRequest, context: Any
     ) -> trainer.EstimateResourcesResponse:
+        token = token_of(context)
         async with self._turn():
-            return await self._turns.run(self._estimate, request.spec, token_of(context))
+            estimate = await self._turns.run(self._estimate, request.spec, token)
+        await add_quota(estimate, self._get_quota, token)
+        return estimate
 
     async def ListBaseModels(
         self, request: trainer.ListBaseModelsRequest, context: Any

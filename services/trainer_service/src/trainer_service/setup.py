@@ -17,7 +17,7 @@ from trainer_service.estimates.estimator import Estimator
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
 from trainer_service.worker.training import Training, Workshop
-from tunesmith.task.v1 import task_service_pb2
+from tunesmith.task.v1 import quota_service_pb2_grpc, task_service_pb2
 from tunesmith.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
 from workerkit.inputs import Inputs
 from workerkit.turns import Turns
@@ -50,7 +50,10 @@ async def run(settings: TrainerSettings) -> None:
             folders={"scratch space": settings.work_dir, "output directory": settings.output_root},
         )
         questions = DataQuestions(place.launcher)
-        servicer = TrainerServicer(checks, estimator, inputs.models, inputs.datasets, environment, questions, Turns())
+        quotas = quota_service_pb2_grpc.QuotaServiceStub(place.channel)
+        servicer = TrainerServicer(
+            checks, estimator, inputs.models, inputs.datasets, environment, questions, Turns(), quotas.GetQuota
+        )
         servicers: list[Servicer] = [(trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, NAME)]
         shop = Workshop(
             place.store, place.launcher, checks, estimator, DevicePool(), settings.output_root, place.patience
