@@ -7,41 +7,36 @@ from pathlib import Path
 import orjson
 
 from modelkit import apart
-from modelkit.datasets.formats import LabelledText, Row
+from modelkit.datasets.formats import LabelledText, Message, Row
 
-# What a chat template adds to each message: marks of its beginning, role and end.
-TURN_TOKENS = 5
+# What is added to each message where no chat template says what: marks of its beginning, role and end; to a text.
+TURN_TOKENS, END_TOKENS = 5, 1
 # Characters of a token where there is no tokenizer file that could be used.
 CHARACTERS = 3.5
 BOUNDS = apart.Bounds(2 << 30, cpu_seconds=20)
 
 
 def token_lengths(model_dir: Path, rows: Sequence[Row]) -> list[int]:
-    """Tokens of each row, roughly: the chat template counts with a few tokens a message."""
-    texts = [_texts(row) for row in rows]
-    flat = [text for pieces in texts for text in pieces]
-    counts = iter(_count(model_dir / "tokenizer.json", flat))
-    return [sum(next(counts) + (TURN_TOKENS if len(pieces) > 1 else 1) for _ in pieces) for pieces in texts]
+    """Tokens of each row, of conversations with what the model's chat template adds.
 
-
-def _texts(row: Row) -> list[str]:
-    if isinstance(row, str):
-        return [row]
-    if isinstance(row, LabelledText):
-        return [row.text]
-    return [message["content"] for message in row]
-
-
-def _count(path: Path, texts: list[str]) -> list[int]:
-    """Exactly by the tokenizer, which runs apart, or else by the characters."""
+    Tokenizer and template run apart. Where they cannot be used the count is rough.
+    """
+    written = [row.text if isinstance(row, LabelledText) else row for row in rows]
     try:
-        if not path.is_file():
-            raise FileNotFoundError(path)
+        if not (model_dir / "tokenizer.json").is_file():
+            raise FileNotFoundError(model_dir / "tokenizer.json")
         with tempfile.NamedTemporaryFile() as file:
-            file.write(orjson.dumps(texts))
+            file.write(orjson.dumps(written))
             file.flush()
-            with apart.running("modelkit.token_counts:write_counts", str(path), file.name, bounds=BOUNDS) as output:
+            entry = "modelkit.token_counts:write_counts"
+            with apart.running(entry, str(model_dir), file.name, bounds=BOUNDS) as output:
                 counts: list[int] = orjson.loads(output.read() or b"[]")
             return counts
     except (ValueError, OSError, TypeError):  # TypeError: half a surrogate pair has no UTF-8
-        return [round(len(text) / CHARACTERS) for text in texts]
+        return [_roughly(row) for row in written]
+
+
+def _roughly(row: str | Sequence[Message]) -> int:
+    if isinstance(row, str):
+        return round(len(row) / CHARACTERS) + END_TOKENS
+    return sum(round(len(message["content"]) / CHARACTERS) + TURN_TOKENS for message in row)
