@@ -146,4 +146,4 @@ def test_the_platforms_own_files_are_nobodys_data(finetuning: Finetuning, platfo
     path = str(platform.data_dir / private)
     code, _, message = finetuning.call("POST", "createTask", json={"name": "x", "baseModel": path, "datasetPath": path})
     assert code == 7
-    assert message.count("outside the allowed directories") == 2
+    assert message.count("the platform's own files") == 2
