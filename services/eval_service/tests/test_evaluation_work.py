@@ -51,10 +51,15 @@ async def test_an_evaluation_survives_the_death_of_its_child_and_leaves_its_repo
         assert failed.retryable
         assert not list(trained.iterdir())
         desk.records[task_id].task.spec.evaluate.CopyFrom(QUICK)
+        desk.records[task_id].task.progress.percent = 60.0
         await desk.dispatch(task_id)
         received = await desk.facts_until(task_id, "completed", SECONDS)
+    second = [fact for fact in received if fact.attempt == 2]
+    assert payloads(second, "progressed")[0].percent == 0
+    storing = [told for told in payloads(second, "progressed") if told.phase == "storing the report"]
+    assert all(0 < told.percent < 100 for told in storing)
     completed = payloads(received, "completed")[0]
-    assert completed.progress.percent == 100
+    assert (completed.progress.percent, completed.progress.step, completed.progress.total_steps) == (100, 100, 100)
     placed = Path(completed.output_dir)
     assert placed == trained / "evaluations" / task_id
     report = json.loads((placed / "report.json").read_text())

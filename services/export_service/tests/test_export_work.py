@@ -75,8 +75,11 @@ async def test_a_killed_child_leaves_nothing_and_the_next_attempt_starts_clean(
         failed = payloads(await desk.facts_until(task_id, "failed", SECONDS), "failed")[0]
         assert failed.retryable
         assert await nothing_is_visible(bench, task_id)
+        desk.records[task_id].task.progress.percent = 60.0
         await desk.dispatch(task_id)
         received = await desk.facts_until(task_id, "completed", SECONDS)
+        second = [fact for fact in received if fact.attempt == 2]
+        assert payloads(second, "progressed")[0].percent < 60
         assert not [path for path in worker.scratch.iterdir() if path.name == f"{task_id}-1"]
     assert len(payloads(received, "completed")) == 1
     assert sorted(path.name for path in bench.outputs.iterdir()) == [task_id]

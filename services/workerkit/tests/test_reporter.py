@@ -83,6 +83,13 @@ async def test_what_was_reached_before_is_not_taken_back(reporter: Reporter, sen
     assert (sent.facts[0].progressed.step, sent.facts[0].progressed.percent) == (7, 70)
 
 
+async def test_an_attempt_that_repeats_everything_begins_at_nothing(reporter: Reporter, sent: Collected) -> None:
+    reporter.anew()
+    reporter.phase("checking")
+    told = sent.facts[0].progressed
+    assert (told.step, told.total_steps, told.percent, told.phase) == (0, 0, 0, "checking")
+
+
 async def test_log_batches_are_bounded(reporter: Reporter, sent: Collected) -> None:
     reporter.log(["x"] * 1200)
     assert [len(batch.lines) for batch in sent.batches] == [500, 500]

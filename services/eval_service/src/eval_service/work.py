@@ -61,6 +61,7 @@ class EvaluationWork:
         reporter: Reporter,
     ) -> None:
         self._shop, self._folder, self._control, self._reporter = shop, folder, control, reporter
+        reporter.anew()
         self._task, self._source = claim.task, claim.source
         self._spec = claim.task.spec.evaluate
         self._finetune = claim.source.spec.finetune
@@ -82,7 +83,9 @@ class EvaluationWork:
             return self._child.ending(result)
         output = self._child.output(result.verdict, job.output_dir)
         self._reporter.phase("storing the report")
-        return await self._result.keep(output, self._target(), step=result.verdict.step)
+        kept = await self._result.keep(output, self._target(), step=result.verdict.step)
+        self._reporter.progress.step = self._reporter.progress.total_steps
+        return kept
 
     def _target(self) -> Path:
         """In the training's own output directory, where that is here and can be written; else among all results."""

@@ -57,6 +57,12 @@ def plain_perplexity(model_dir: Path, train: Path, checkpoint: Path | None) -> f
     return float(np.exp(total / tokens))
 
 
+def told_before(events: Recorder, event: dict[str, Any]) -> dict[str, Any]:
+    """The last progress before an event."""
+    earlier = events.events[: events.events.index(event)]
+    return next(item for item in reversed(earlier) if item["type"] == "progress")
+
+
 def values(item: dict[str, Any]) -> dict[str, float]:
     return {value["name"]: value["value"] for value in item["values"]}
 
@@ -116,7 +122,11 @@ def test_all_scores_of_answers_and_the_files_of_the_report(bench: Bench, checkpo
     assert "semantic_similarity" in page
     steps = [event["step"] for event in events.of("progress")]
     assert steps == sorted(steps)
-    assert steps[-1] == events.of("started")[0]["total_steps"]
+    assert events.of("started")[0]["total_steps"] == 100
+    phases = [event["phase"] for event in events.of("phase")]
+    assert phases[-2:] == ["comparing answers", "writing the report"]
+    reached = [told_before(events, event)["step"] for event in events.of("phase")[-2:]]
+    assert 0 < reached[0] < reached[1] < 100, "what follows is work too"
 
 
 def test_the_same_job_gives_the_same_answers_in_whatever_order(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:

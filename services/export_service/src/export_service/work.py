@@ -66,6 +66,7 @@ class ExportWork:
         self._folder = folder
         self._control = control
         self._reporter = reporter
+        reporter.anew()
         base_name = claim.source.spec.finetune.base_model
         origin = Origin(self._task.id, self._task.attempt, self._task.run, base_name)
         patience = patience_for(self._task.labels, shop.patience, saves=False)

@@ -114,6 +114,10 @@ class Reporter:
         self.progress.phase = name
         self._progressed(at_once=True)
 
+    def anew(self) -> None:
+        """The attempt repeats everything: nothing that was reached before counts."""
+        self.progress = tasks.Progress()
+
     def started(self, step: int, total_steps: int) -> None:
         """Work goes on from step."""
         self._pace = (time.monotonic(), step)

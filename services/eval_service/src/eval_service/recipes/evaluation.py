@@ -73,7 +73,7 @@ class Evaluation:
     def _score_all(self, loaded: Loaded, samples: Samples, encoder: RowEncoder, names: Sequence[str]) -> list[Found]:
         """What each checkpoint makes of the samples; the model is the base model again at the end."""
         job, found = self._job, []
-        self._progress.start(len(samples))
+        self._progress.start()
         switch = Switch(loaded.model, job.model_dir)
         scorer = Scorer(job, loaded, samples, encoder, names, self._progress)
         if job.include_base_model:
@@ -119,6 +119,7 @@ class Evaluation:
             measured |= _class_scores(names, samples.classes, found.classes, len(labels))
         ordered = {name: measured[name] for name in names if name in measured}
         self._events.metrics(found.step, {name: item.value for name, item in ordered.items()})
+        self._progress.compared()
         return Scored(Card(found.step, ordered, found.base_model), found.answers, found.classes, found.suites)
 
     def _report(

@@ -13,6 +13,8 @@ from workerkit.child.events import EventWriter
 from workerkit.child.heartbeat import beating
 from workerkit.child.stopping import StopRequest
 
+SCORED, COMPARED, WHOLE = 80, 95, 100  # percent
+
 
 class Stopping(Exception):
     """The worker asked for an end."""
@@ -25,18 +27,21 @@ class Stalled(RecipeError):
 
 
 class Progress:
-    """Counts samples of checkpoints: so many checkpoints are scored, and a share of the next one."""
+    """How far checkpoints are, in percent: first each is scored, then the answers of each are compared.
+
+    What is left then is the report and its way to where it is kept.
+    """
 
     def __init__(self, events: EventWriter, stop: StopRequest, checkpoints: int) -> None:
-        self._events, self._stop, self._checkpoints = events, stop, checkpoints
-        self._samples = self._scored = 0
+        self._events, self._stop, self._checkpoints = events, stop, max(1, checkpoints)
+        self._scored = self._compared = 0
         self._share = 0.0
+        self._lock = threading.Lock()
         self._moved = 0.0  # when heed() was called last, by a clock that nobody sets
 
-    def start(self, samples: int) -> None:
-        """Scoring begins, on so many samples."""
-        self._samples = samples
-        self._events.started(step=0, total_steps=self._checkpoints * samples)
+    def start(self) -> None:
+        """Scoring begins."""
+        self._events.started(step=0, total_steps=WHOLE)
 
     def tell(self, share: float) -> None:
         """A share of the checkpoint that is being scored is done. Raises Stopping."""
@@ -47,6 +52,12 @@ class Progress:
     def next(self) -> None:
         """A checkpoint is scored. Raises Stopping."""
         self._scored, self._share = self._scored + 1, 0.0
+        self._tell(always=True)
+        self.heed()
+
+    def compared(self) -> None:
+        """The answers of a checkpoint are compared. Raises Stopping."""
+        self._compared += 1
         self._tell(always=True)
         self.heed()
 
@@ -76,9 +87,10 @@ class Progress:
             yield
 
     def _tell(self, *, always: bool) -> None:
-        done, samples = self._scored + self._share, self._samples
-        total = self._checkpoints * samples
-        self._events.progress(step=int(done * samples), total_steps=total, epoch=done, always=always)
+        with self._lock:  # a repetition of what was told may not come after what is new
+            done = self._scored + self._share
+            percent = (SCORED * done + (COMPARED - SCORED) * self._compared) / self._checkpoints
+            self._events.progress(step=int(percent), total_steps=WHOLE, epoch=done, always=always)
 
 
 @contextlib.contextmanager
