@@ -1,4 +1,7 @@
-"""Train, compare the checkpoints, talk to the model, export it, fetch the file, run it there (T26, T31, M8, M17)."""
+"""Train, compare the checkpoints, talk to the model, export it, fetch the file, run it there.
+
+T26, T31, M8-M10, M16, M17.
+"""
 
 import json
 from pathlib import Path
@@ -9,6 +12,8 @@ import pytest
 from modelkit.checkpoints import sha256_of
 from tests.support.platform import Platform, Workload
 from tunesmith.client import Client, evaluation_request, export_request, generation_request
+from tunesmith.client.export import FORMATS
+from tunesmith.eval.v1.eval_service_pb2 import Message
 from tunesmith.task.v1.spec_pb2 import METHOD_LORA, METHOD_QLORA
 from tunesmith.task.v1.task_pb2 import STATE_COMPLETED, Task
 
@@ -57,6 +62,35 @@ def test_the_model_answers_and_so_does_each_checkpoint(client: Client, trained: 
         pieces = list(client.generate(request))
         assert pieces[-1].finish_reason in ("stop", "length")
         assert 0 < pieces[-1].usage.completion_tokens <= 8
+
+
+def test_a_checkpoint_is_tested_in_a_live_conversation(client: Client, trained: Task) -> None:
+    """M9, M16: a checkpoint is chosen and answers piece by piece, each turn builds on those before."""
+    for step in (SAVE_STEPS, STEPS):
+        turns, read = [Message(role="system", content="Be brief."), Message(role="user", content=QUESTION)], 0
+        for _ in range(2):
+            parameters = {"max_tokens": 12, "temperature": 0.5, "seed": 1}
+            pieces = list(client.generate(generation_request(trained.id, turns, parameters, checkpoint_step=step)))
+            assert [bool(piece.finish_reason) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+            assert sum(1 for piece in pieces if piece.text) > 1, "the answer came in one piece"
+            assert pieces[-1].usage.prompt_tokens > read
+            read = pieces[-1].usage.prompt_tokens
+            answer = "".join(piece.text for piece in pieces)
+            turns += [Message(role="assistant", content=answer), Message(role="user", content="And then?")]
+        assert (trained.id, step) in [(model.task_id, model.checkpoint_step) for model in client.loaded_models()]
+
+
+def test_one_choice_makes_a_package_that_answers(client: Client, trained: Task) -> None:
+    """M10: what is offered first becomes a GGUF file by one request, and answers where it was made."""
+    template = next(item for item in client.exports.templates() if item.is_default)
+    form = next(word for word, form in FORMATS.items() if form == template.format)
+    task = completed(client, export_request("package", trained.id, form, template.quantizations))
+    artifacts = {item.name for item in client.exports.get(task.id).artifacts}
+    (file,) = (name for name in artifacts if name.endswith(".gguf"))
+    assert template.quantizations[0] in file
+    request = generation_request(task.id, QUESTION, {"max_tokens": 8, "temperature": 0.0}, artifact=file)
+    answer = list(client.generate(request))[-1]
+    assert answer.finish_reason in ("stop", "length") and answer.usage.completion_tokens > 0
 
 
 def test_a_file_runs_elsewhere(client: Client, trained: Task, tmp_path: Path) -> None:

@@ -77,10 +77,7 @@ class Script:
     chunk: int = 8
     known: int = 0
     written: int = 0
-
-    @property
-    def vocabulary(self) -> int:
-        return len(self.texts) + 1
+    vocabulary: int = 8
 
     def add(self, variant: str, directory: Path) -> int:
         return 1

@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -17,6 +17,7 @@ import pytest_asyncio
 from eval_service.generation.memory import PROCESS_BYTES
 from eval_service.generation.process import ENTRY
 from eval_service.setup import PRELOAD
+from modelkit.loading import load_tokenizer
 from servicekit.errors import (
     FailedPrecondition,
     Internal,
@@ -108,6 +109,29 @@ async def test_a_task_of_somebody_else_is_not_found(service: Service) -> None:
         metadata = (("authorization", "Bearer nonsense"),)
         async for _ in service.caller().stub.Generate(request("tuned", "x"), metadata=metadata):
             pytest.fail("an answer for nobody")
+
+
+async def test_a_system_prompt_several_turns_and_stop_texts(service: Service, models: dict[str, Path]) -> None:
+    """M16: the model reads the whole conversation as its template writes it, and ends before the first stop text."""
+    caller, tokenizer = service.caller(), cast(Any, load_tokenizer(models["qwen2"]))
+    answers = []
+    for character in ("You are a pirate.", "You are a judge."):
+        turns = [pb.Message(role="system", content=character)]
+        for question in ("What does a lock do?", "And then?"):
+            turns.append(pb.Message(role="user", content=question))
+            told = await caller.ask("tuned", messages=turns)
+            said = [{"role": turn.role, "content": turn.content} for turn in turns]
+            read = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+            assert told.end.usage.prompt_tokens == len(read)
+            turns.append(pb.Message(role="assistant", content=told.text))
+        answers.append(turns[2].content)
+    assert answers[0] != answers[1], "the system prompt makes no difference"
+    whole = turns[-1].content
+    assert whole != answers[1], "the second turn is answered like the first"
+    stops = [whole[6:9], whole[3:5], "never said"]
+    stopped = await caller.ask("tuned", messages=turns[:-1], stop=stops)
+    assert stopped.text == whole[: min(whole.index(stop) for stop in stops[:2])]
+    assert stopped.end.finish_reason == "stop"
 
 
 async def test_sampling_stop_texts_and_turns_pass_through(service: Service) -> None:
