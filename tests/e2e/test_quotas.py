@@ -57,6 +57,9 @@ async def test_a_task_goes_on_unsaved_and_its_model_is_kept(
     await quotas.SetQuota(pb.SetQuotaRequest(user="unsaved", monthly_allowance=2))
     with user(platform, "unsaved") as client:
         request = workload.request("unsaved", method=METHOD_LORA, max_steps=12, save_steps=3)
+        estimate = client.estimate(request.spec.finetune)
+        assert (estimate.quota.user, estimate.quota.remaining, estimate.checkpoints) == ("unsaved", 2, 4)
+        assert any("2 left this month and 4 would be saved" in note for note in estimate.notes)
         task = client.tasks.wait(client.tasks.create(request).id)
         assert task.state == STATE_COMPLETED, task.error
         assert [checkpoint.step for checkpoint in client.tasks.checkpoints(task.id)] == [3, 6]

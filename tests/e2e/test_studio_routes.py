@@ -66,6 +66,7 @@ def test_what_is_known_before_the_start(http: httpx.Client, workload: Workload) 
     estimate = post(http, "/estimates", {"spec": spec(workload, max_steps=1000, save_steps=100)})
     assert (estimate["total_steps"], estimate["checkpoints"]) == (1000, 10)
     assert estimate["memory_bytes"] > 0
+    assert (estimate["quota"]["user"], estimate["quota"]["remaining"]) == (quota["user"], -1)
     report = post(http, "/datasets:report", {"dataset": {"path": str(workload.dataset)}})
     assert report["valid"], report
 
