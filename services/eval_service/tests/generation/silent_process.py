@@ -29,6 +29,17 @@ def hang_when_asked(directory: Path) -> int:
     return 0
 
 
+def answer_at_once(directory: Path) -> int:
+    """Says that its model is there, answers the first question with a word, and has nothing else to do."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
+        connected.connect("socket")
+        connected.sendall(b'{"event": "ready", "at_once": 1, "memory": 1}\n')
+        connected.recv(1)
+        connected.sendall(b'{"event": "text", "id": 1, "text": "Yes."}\n{"event": "done", "id": 1}\n')
+        signal.pause()
+    return 0
+
+
 def talk_nonsense(directory: Path) -> int:
     """Says what no process of a model says, and stays."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:

@@ -89,6 +89,21 @@ async def test_one_that_has_nothing_to_do_is_left_alone(
     await held.wait()
 
 
+async def test_one_whose_answer_nobody_takes_is_left_alone(
+    launcher: ForkLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has done its work; a caller that reads slowly does not make it one that hangs."""
+    held = await started(launcher, tmp_path / "model", monkeypatch, "answer_at_once", 0.1)
+    await held.ready
+    answer = held.generate("", {})
+    assert (await anext(answer))["text"] == "Yes."
+    await asyncio.wait((held.gone,), timeout=0.5)
+    assert not held.gone.done()
+    assert [message["event"] async for message in answer] == ["done"]
+    held.kill()
+    await held.wait()
+
+
 def test_what_is_told_to_one_that_has_closed_its_socket_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ class ModelProcess:
         self._reader = reader
         self._writer = writer
         self._answers: dict[int, asyncio.Queue[dict[str, Any] | TunesmithError]] = {}
+        self._unfinished: set[int] = set()  # answers that the process has not ended, whoever has yet to take them
         self._adding: dict[str, asyncio.Future[int]] = {}
         self._next = 1
         self._heard = 0
@@ -128,6 +129,7 @@ class ModelProcess:
         queue = self._answers[number] = asyncio.Queue()
         try:
             self._send(op="generate", id=number, variant=variant, **wish)
+            self._unfinished.add(number)
             while True:
                 message = await queue.get()
                 if isinstance(message, TunesmithError):
@@ -137,6 +139,7 @@ class ModelProcess:
                     return
         finally:
             del self._answers[number]
+            self._unfinished.discard(number)
             self._send(op="cancel", id=number)
 
     def kill(self) -> None:
@@ -179,7 +182,7 @@ class ModelProcess:
 
     def _signs(self) -> object:
         """What stays the same while the process hangs; of one that has nothing to do it never does."""
-        busy = self._answers or self._adding or not self.ready.done()
+        busy = self._unfinished or self._adding or not self.ready.done()
         return (self._heard, work_done(self.pid)) if busy else object()
 
     async def _read_log(self) -> None:
@@ -203,7 +206,9 @@ class ModelProcess:
                     future.set_result(message["size"])
                 else:
                     future.set_exception(_failure("the adapter cannot be used", message))
-            case _:
+            case event:
+                if event in ("done", "error"):
+                    self._unfinished.discard(message["id"])
                 if (queue := self._answers.get(message["id"])) is not None:
                     queue.put_nowait(_failure("", message) if message["event"] == "error" else message)
 

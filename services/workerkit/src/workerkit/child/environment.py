@@ -11,8 +11,8 @@ VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DO_NOT_TRACK": "1",
-    # Rows are tokenised by threads that each do all there is to do for some of them; the tokenizers' own threads would
-    # leave the cores idle between two batches.
+    # Many rows are tokenised by threads of our own, each of which does all there is to do for some of them; the
+    # tokenizers' threads would leave cores idle between two batches. Elsewhere texts are few.
     "TOKENIZERS_PARALLELISM": "false",
     # Asking for devices must not start CUDA in a process that forks.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
