@@ -65,6 +65,9 @@ def test_what_could_not_count_is_refused_instead_of_passed_over(bench: Bench, tm
     found = problems(bench, evaluation(dataset=own, scores=["perplexity", "coverage"]))
     assert set(found) == {"evaluate.scores[1]"}
     assert "plain texts" in found["evaluate.scores[1]"]
+    found = problems(bench, evaluation(dataset=own, weights={"coverage": 1.0, "perplexity": 0.0}))
+    assert set(found) == {"evaluate.weights[coverage]", "evaluate.weights"}
+    assert problems(bench, evaluation(dataset=own, weights={"perplexity": 1.0})) == {}
 
 
 def test_rows_must_have_been_held_out_or_be_named(bench: Bench, tmp_path: Path) -> None:

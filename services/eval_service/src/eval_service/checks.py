@@ -184,11 +184,18 @@ def _score_problems(spec: spec_pb2.EvaluateSpec, objective: str) -> Iterator[Pro
 
 
 def _scores_of_replies(spec: spec_pb2.EvaluateSpec, form: str) -> Iterator[Problem]:
-    """Scores that are asked for and compare replies, where the rows are plain texts and have none."""
-    for place, name in enumerate(spec.scores if form == PLAIN else ()):
+    """Scores that compare replies, asked for or weighed, where the rows are plain texts and have none."""
+    if form != PLAIN:
+        return
+    named = [(f"scores[{number}]", name) for number, name in enumerate(spec.scores)]
+    weighed = [(f"weights[{name}]", name) for name in sorted(spec.weights) if spec.weights[name] > 0]
+    for place, name in named + [item for item in weighed if item[1] not in spec.scores]:
         if name in scores.BY_NAME and scores.BY_NAME[name].needs == scores.ANSWERS:
             text = f"{name} compares replies, and the dataset has plain texts; leave it out, or name rows with replies"
-            yield Problem(f"evaluate.scores[{place}]", text)
+            yield Problem(f"evaluate.{place}", text)
+    if spec.weights.get("perplexity", 1.0) <= 0:
+        text = "leave nothing to recommend by, as the dataset has plain texts; give perplexity a weight above 0"
+        yield Problem("evaluate.weights", text)
 
 
 def _listed(names: Sequence[str]) -> str:
