@@ -57,7 +57,9 @@ def test_without_a_token_it_says_how_to_give_one(tunesmith: Tunesmith, monkeypat
     assert all(word in result.stderr for word in ("--token", "TUNESMITH_TOKEN", "--data-dir"))
 
 
-@pytest.mark.parametrize("url", ["nonsense", "127.0.0.1:8000", "ftp://host", "http://"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "127.0.0.1:8000", "ftp://host", "http://", "http://[::1", "http://host:abc", "http://host:0"]
+)
 def test_an_address_that_is_none(tunesmith: Tunesmith, url: str) -> None:
     result = tunesmith("tasks", "list", "--url", url)
     assert result.exit_code == 2

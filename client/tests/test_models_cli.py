@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tunesmith.cli import app
+from tunesmith.cli.chat import typed_lines
 from tunesmith.cli.chat_words import GENERATION_PARAMETERS
 from tunesmith.cli.evaluations_words import EVALUATION_PARAMETERS
 from tunesmith.client import evaluation_parameters, generation_parameters, parameter_names
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "tunesmith")
+PATIENCE = 60  # seconds
 COMPLETED = {"event": {"type": "task.completed", "task": {"state": "STATE_COMPLETED"}}}
 TASK = f"task{1:022}"
 EVALUATION = {
@@ -281,11 +284,13 @@ def test_an_interrupt_between_answers_ends_no_conversation(server: Any) -> None:
     with subprocess.Popen([COMMAND, "chat", "t"], env=environment, stdin=end, stdout=end, stderr=end) as process:
         os.close(end)
         seen = read_until(terminal, b"> ")
-        seen += interrupt_until(process, terminal, b"(Ctrl-D ends)\r\n> ")
+        wait_for_reading(process)
+        process.send_signal(signal.SIGINT)
+        seen += read_until(terminal, b"(Ctrl-D ends)\r\n> ")
         os.write(terminal, b"hi\n")
         seen += read_until(terminal, b"yes\r\n> ")
         os.write(terminal, b"\x04")
-        assert process.wait(10) == 0, seen
+        assert process.wait(PATIENCE) == 0, seen
     os.close(terminal)
 
 
@@ -293,22 +298,44 @@ def read_until(terminal: int, text: bytes) -> bytes:
     """What a terminal shows, up to a text."""
     seen = b""
     while not seen.endswith(text):
-        ready, _, _ = select.select([terminal], [], [], 10)
-        assert ready, seen
-        seen += os.read(terminal, 1000)
+        ready, _, _ = select.select([terminal], [], [], PATIENCE)
+        assert ready, f"{text!r} does not come after {seen!r}"
+        try:
+            seen += os.read(terminal, 1000)
+        except OSError as error:  # EIO: nobody has the other end open any more
+            raise AssertionError(f"the command ended before {text!r}, after {seen!r}") from error
     return seen
 
 
-def interrupt_until(process: subprocess.Popen[bytes], terminal: int, text: bytes) -> bytes:
-    """What a terminal shows of interrupts, up to a text; one that comes just before a read is noticed with the next."""
-    seen = b""
-    for _ in range(10):
-        process.send_signal(signal.SIGINT)
-        while not seen.endswith(text) and select.select([terminal], [], [], 1)[0]:
-            seen += os.read(terminal, 1000)
-        if seen.endswith(text):
-            return seen
-    raise AssertionError(seen)
+def wait_for_reading(process: subprocess.Popen[bytes]) -> None:
+    """Until a command that has shown its prompt sleeps in its read: an interrupt before is noticed with the next."""
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < deadline, "the command does not wait for its user"
+        os.sched_yield()
+
+
+def test_a_second_interrupt_ends_no_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while the words about the first are written."""
+    typed, written = [KeyboardInterrupt(), "hi", EOFError()], [KeyboardInterrupt(), None]
+
+    def read(_: str) -> str:
+        match typed.pop(0):
+            case str(line):
+                return line
+            case BaseException() as error:
+                raise error
+
+    def write(*_: object, **__: object) -> None:
+        if error := written.pop(0):
+            raise error
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("builtins.print", write)
+    lines = list(typed_lines())
+    monkeypatch.undo()
+    assert (lines, typed, written) == (["hi"], [], [])
 
 
 def test_tasks_of_one_kind(tunesmith: Tunesmith, server: Any) -> None:

@@ -65,7 +65,7 @@ class ChatSession(Session):
         if sys.stdin.isatty():
             print(HELP, file=sys.stderr)
         said = list(self._request.messages)
-        for line in _lines():
+        for line in typed_lines():
             if line == RESET:
                 del self._request.messages[len(said) :]
             elif line:
@@ -141,17 +141,21 @@ def _which(request: GenerateRequest) -> str:
     return f"checkpoint {request.checkpoint_step}" if request.checkpoint_step else "final model"
 
 
-def _lines() -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
     """What the user types, line by line, until the input or the user ends it; Ctrl-C forgets a line."""
+    told = True
     while True:
         try:
+            if not told:
+                print("\n(Ctrl-D ends)", flush=True)
+                told = True
             line = input(QUESTION if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            print("\n(Ctrl-D ends)")
+            told = False
             continue
         if line in EXIT:
             return

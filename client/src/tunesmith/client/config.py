@@ -31,8 +31,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument for a URL that is none of HTTP."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(self.url):
             text = f"{self.url!r} is no address of a platform; write for example {DEFAULT_URL}"
             raise InvalidArgument(f"url: {text}", problems=[Problem("url", text)])
 
@@ -45,6 +44,14 @@ class Config:
     def trust_env(self) -> bool:
         """Whether proxies named in the environment apply; never on the way to this machine itself."""
         return urlsplit(self.url).hostname not in ("127.0.0.1", "localhost", "::1")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of brackets that do not close, and of a port that is none
+        return False
 
 
 def discover(url: str | None = None, token: str | None = None, data_dir: Path | str | None = None) -> Config:

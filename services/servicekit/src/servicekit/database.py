@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SQLITE_BUSY_SECONDS = 15
+PRIMARY_CODE = 0xFF  # of a result; the bits above tell its kinds apart
 SQLITE_PRAGMAS = ("synchronous=FULL", "foreign_keys=ON", "cache_size=-4000")
 RETRY_SECONDS = 0.02
 ABANDONED_SECONDS = 5.0
@@ -83,11 +84,16 @@ async def _prepare(connection: aiosqlite.Connection) -> None:
             await connection.execute_fetchall("PRAGMA journal_mode=WAL")
             break
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or asyncio.get_running_loop().time() > deadline:
+            if not is_busy(error) or asyncio.get_running_loop().time() > deadline:
                 raise
         await asyncio.sleep(RETRY_SECONDS)
     for pragma in SQLITE_PRAGMAS:
         await connection.execute_fetchall(f"PRAGMA {pragma}")
+
+
+def is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether another connection is in the way, of whatever kind (SQLITE_BUSY_RECOVERY, ...)."""
+    return error.sqlite_errorcode & PRIMARY_CODE == sqlite3.SQLITE_BUSY
 
 
 def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
