@@ -85,6 +85,16 @@ async def test_a_summary_that_is_damaged_is_no_report(
     assert [item.task_id for item in found] == ["done", "running"]
 
 
+async def test_a_summary_that_is_too_large_is_left_to_downloads(
+    evaluations: Evaluations, office: TaskOffice, store: ObjectStore
+) -> None:
+    await store.put_bytes("tasks/done/output/summary.json", b" " * (4 << 20) + orjson.dumps(SUMMARY))
+    with pytest.raises(FailedPrecondition, match="download its report instead") as caught:
+        await evaluations.get("done", office.token())
+    assert caught.value.reason == "SUMMARY_TOO_LARGE"
+    assert await collected(evaluations, office.token(), "done", "report.json", 0) == (REPORT, len(REPORT))
+
+
 async def test_what_belongs_to_others_is_not_there(evaluations: Evaluations, office: TaskOffice) -> None:
     await evaluations.get("done", office.token())
     for call in (
@@ -110,7 +120,8 @@ async def test_a_report_is_downloaded_from_an_offset(evaluations: Evaluations, o
     assert await collected(evaluations, token, "done", "report.json", len(whole)) == (b"", len(whole))
     with pytest.raises(InvalidArgument, match="beyond the end"):
         await collected(evaluations, token, "done", "report.json", len(whole) + 1)
-    with pytest.raises(FailedPrecondition, match="RUNNING and has no report"):
+    with pytest.raises(FailedPrecondition, match="RUNNING and has no report") as caught:
         await collected(evaluations, token, "running", "report.json", 0)
+    assert caught.value.reason == "NO_REPORT"
     with pytest.raises(NotFound):
         await collected(evaluations, token, "done", "report.html", 0)

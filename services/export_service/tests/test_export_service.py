@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from export_service.exports import Exports
+from export_service.exports import KIND, Exports
 from export_service.models import StoredModels
 from export_service.results import RESULT, CheckResult, Result, write_result
 from export_service.servicer import ExportServicer
@@ -219,8 +219,23 @@ async def test_only_listed_files_are_downloaded(stub: Any, bench: Bench, office:
     with pytest.raises(InvalidArgument, match="beyond the end"):
         await download(stub, task_id="an-export", name="model.gguf", offset=len(content) + 1)
     office.known.tasks["an-export"].state = task_pb2.STATE_RUNNING
-    with pytest.raises(FailedPrecondition, match="is RUNNING and has no files"):
+    with pytest.raises(FailedPrecondition, match="is RUNNING and has no files") as caught:
         await download(stub, task_id="an-export", name="model.gguf")
+    assert caught.value.reason == "NO_ARTIFACTS"
+
+
+async def test_a_list_of_files_may_be_longer_than_a_summary(
+    stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path
+) -> None:
+    content, key = (
+        await completed(bench, office, tmp_path),
+        f"{office.known.sources['an-export'].output.prefix}/{RESULT}",
+    )
+    listed = await bench.store.get_bytes(key)
+    await bench.store.put_bytes(key, b" " * (5 << 20) + listed)
+    assert (await download(stub, task_id="an-export", name="model.gguf"))[0] == content
+    assert (KIND.most_bytes, KIND.large_reason) == (64 << 20, "RESULT_TOO_LARGE")
+    assert "download" not in KIND.large_advice, "downloads need the list"
 
 
 async def test_a_damaged_file_ends_with_an_error(stub: Any, bench: Bench, office: TaskOffice, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ async def test_two_exports_of_one_task_side_by_side_leave_their_files(
         assert ("merged_model-Q8_0.gguf" if name == "gguf" else "model.safetensors") in names
         percents = [fact.progressed.percent for fact in told if fact.WhichOneof("payload") == "progressed"]
         assert any(0 < percent < 100 for percent in percents)
+        storing = [fact for fact in payloads(told, "progressed") if fact.phase == "storing the export"]
+        assert all(0 < fact.percent < 100 for fact in storing)
 
 
 async def test_a_killed_child_leaves_nothing_and_the_next_attempt_starts_clean(

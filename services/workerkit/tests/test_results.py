@@ -10,10 +10,11 @@ from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, Not
 from servicekit.objects import ObjectStore
 from services.workerkit.tests.known_tasks import TaskOffice
 from tunesmith.task.v1 import spec_pb2, task_pb2
-from workerkit.results import RESULT_BYTES, ResultKind, TaskResults, check_offset
+from workerkit.results import ResultKind, TaskResults, check_offset
 
 SPEC = spec_pb2.TaskSpec(evaluate=spec_pb2.EvaluateSpec(source_task_id="a-training"))
 Results = TaskResults[Any]
+LIMIT = 1000
 
 
 @pytest.fixture
@@ -22,7 +23,17 @@ async def results(office: TaskOffice, store: ObjectStore) -> AsyncIterator[Resul
     await store.put_bytes("tasks/done/output/result.json", b'{"points": 7}')
     office.known.add_work("done", SPEC, "tasks/done/output/")
     office.known.add_work("running", SPEC)
-    kind = ResultKind("evaluate", "evaluation", "report", "result.json", lambda raw: json.loads(raw)["points"])
+    kind = ResultKind(
+        work="evaluate",
+        noun="evaluation",
+        made="report",
+        file="result.json",
+        parse=lambda raw: json.loads(raw)["points"],
+        none_reason="NO_REPORT",
+        most_bytes=LIMIT,
+        large_reason="SUMMARY_TOO_LARGE",
+        large_advice="download its report instead",
+    )
     yield TaskResults(office.stub, store, kind)
     await store.close()
 
@@ -61,7 +72,7 @@ async def test_a_list_has_results_and_reads_each_once(results: Results, office: 
 async def test_a_result_that_cannot_be_read_spoils_no_list(
     results: Results, office: TaskOffice, store: ObjectStore
 ) -> None:
-    contents = {"damaged": b"{", "other": b"{}", "large": b" " * RESULT_BYTES + b"{}"}
+    contents = {"damaged": b"{", "other": b"{}", "large": b" " * LIMIT + b"{}"}
     for name, content in contents.items():
         office.known.add_work(name, SPEC, f"tasks/{name}/output")
         await store.put_bytes(f"tasks/{name}/output/result.json", content)
@@ -76,12 +87,16 @@ async def test_a_result_that_cannot_be_read_spoils_no_list(
     ):
         with pytest.raises(error, match=message):
             await results.result(office.known.tasks[name], office.token())
+    with pytest.raises(FailedPrecondition, match=f"more than {LIMIT}") as caught:
+        await results.result(office.known.tasks["large"], office.token())
+    assert caught.value.reason == "SUMMARY_TOO_LARGE"
 
 
 async def test_an_output_is_there_when_the_task_has_completed(results: Results, office: TaskOffice) -> None:
     assert await results.output(office.known.tasks["done"], office.token()) == "tasks/done/output"
-    with pytest.raises(FailedPrecondition, match="evaluation running is RUNNING and has no report"):
+    with pytest.raises(FailedPrecondition, match="evaluation running is RUNNING and has no report") as caught:
         await results.output(office.known.tasks["running"], office.token())
+    assert caught.value.reason == "NO_REPORT"
 
 
 async def test_what_belongs_to_others_or_is_of_another_kind_is_not_there(results: Results, office: TaskOffice) -> None:

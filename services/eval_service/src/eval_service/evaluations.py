@@ -20,7 +20,7 @@ class Evaluations:
 
     def __init__(self, tasks: "task_service_pb2_grpc.TaskServiceAsyncStub", store: ObjectStore) -> None:
         self._store = store
-        self._results = TaskResults(tasks, store, ResultKind("evaluate", "evaluation", "report", SUMMARY, scored_by))
+        self._results = TaskResults(tasks, store, KIND)
 
     async def create(self, name: str, spec: spec_pb2.EvaluateSpec, token: str) -> pb.Evaluation:
         """Creates the task. Raises what the task service finds wrong, by the fields of CreateEvaluationRequest."""
@@ -78,6 +78,19 @@ def scored_by(summary: bytes) -> pb.Evaluation:
         ),
         checkpoints=[_scores_of(item) for item in report["checkpoints"]],
     )
+
+
+KIND = ResultKind(
+    work="evaluate",
+    noun="evaluation",
+    made="report",
+    file=SUMMARY,
+    parse=scored_by,
+    none_reason="NO_REPORT",
+    most_bytes=4 << 20,
+    large_reason="SUMMARY_TOO_LARGE",
+    large_advice="download its report instead",
+)
 
 
 def _scores_of(item: Mapping[str, Any]) -> pb.CheckpointScores:

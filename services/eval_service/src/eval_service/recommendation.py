@@ -12,7 +12,7 @@ import numpy as np
 
 from eval_service.scoring.intervals import BLOCK, resamples, wide_enough
 from eval_service.scoring.measurements import Floats
-from eval_service.scoring.totals import Card, total
+from eval_service.scoring.totals import Card, least_counted, total
 from eval_service.wording import Wording, words_of
 
 ERROR_RATE = 0.05
@@ -142,7 +142,7 @@ def _difference(
             for card in (first, second)
         ]
         drawn.append(totals[0] - totals[1])
-    low, high = wide_enough(np.concatenate(drawn), first.samples, (-1.0, 1.0))
+    low, high = wide_enough(np.concatenate(drawn), least_counted(shares, first, second), (-1.0, 1.0))
     exchanged = _exchanged(first, second, shares, seed, between)
     sizes = exchanged * np.sign(seen) if one_sided else np.abs(exchanged)
     extreme = sizes >= abs(seen) - ROUNDING

@@ -80,6 +80,15 @@ def test_the_total_of_checkpoints_that_are_always_right_is_not_certain() -> None
     assert comparison.low == pytest.approx(least - 1) and comparison.high == pytest.approx(1 - least)
 
 
+def test_a_comparison_is_no_surer_than_the_score_with_the_fewest_samples() -> None:
+    """Of what only 6 of 12 samples have, little is known, whichever of the two checkpoints lacks it."""
+    whole, partly = [1.0] * 12, [1.0] * 6 + [math.nan] * 6
+    unlike = 1 - 0.025 ** (1 / 6)
+    for first, second in ((whole, partly), (partly, whole)):
+        (comparison,) = recommend([card(10, first), card(20, second)], SHARES).comparisons
+        assert comparison.low == pytest.approx(-unlike) and comparison.high == pytest.approx(unlike)
+
+
 def test_perplexity_weighs_tokens_and_passes_over_samples_without() -> None:
     measured = perplexity("perplexity", [2.0, 0.0, 6.0], [1, 0, 3])
     assert measured.value == pytest.approx(math.exp(2.0))

@@ -9,13 +9,25 @@ from tunesmith.export.v1 import export_service_pb2 as pb
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2_grpc
 from workerkit.results import ResultKind, TaskResults, check_offset
 
+KIND = ResultKind(
+    work="export",
+    noun="export",
+    made="files",
+    file=RESULT,
+    parse=Result.from_json,
+    none_reason="NO_ARTIFACTS",
+    most_bytes=64 << 20,
+    large_reason="RESULT_TOO_LARGE",
+    large_advice="take its files from its output directory",  # downloads need what export.json lists
+)
+
 
 class Exports:
     """Creates, finds and reads exports, each call with the token of the one who asks."""
 
     def __init__(self, tasks: "task_service_pb2_grpc.TaskServiceAsyncStub", store: ObjectStore) -> None:
         self._store = store
-        self._results = TaskResults(tasks, store, ResultKind("export", "export", "files", RESULT, Result.from_json))
+        self._results = TaskResults(tasks, store, KIND)
 
     async def create(self, name: str, spec: spec_pb2.ExportSpec, token: str) -> pb.Export:
         """Creates the task. Raises what the task service finds wrong, by the fields of CreateExportRequest."""

@@ -88,7 +88,9 @@ class ExportWork:
             return self._child.ending(result)
         output = self._child.output(result.verdict, job.output_dir)
         self._reporter.phase("storing the export")
-        return await self._result.keep(output, self._output_dir, step=result.verdict.step)
+        kept = await self._result.keep(output, self._output_dir, step=result.verdict.step)
+        self._reporter.progress.step = self._reporter.progress.total_steps
+        return kept
 
     async def _prepare(self) -> Job:
         """Everything that the child needs, on this machine and verified. AttemptError."""

@@ -104,7 +104,7 @@ def test_a_merged_model_is_checked_and_listed(tmp_path: Path, base: Path, adapte
     assert {check.name for check in result.checks} >= {"logits", "greedy_tokens"}
     assert all(check.passed for check in result.checks)
     percents = [event["step"] for event in events.of("progress")]
-    assert percents == sorted(percents) and percents[-1] >= 97
+    assert percents == sorted(percents) and 90 <= percents[-1] < 100, "storing is work too"
     assert events.of("done")[0]["path"] == str(made.output_dir)
     before, after = load_file(base / "model.safetensors"), load_file(made.output_dir / "model.safetensors")
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])

@@ -14,7 +14,6 @@ from workerkit.sources import identity, source_of
 
 R = TypeVar("R")
 
-RESULT_BYTES = 4 << 20
 REMEMBERED = 512
 READ_AT_ONCE = 8
 
@@ -26,6 +25,9 @@ class ResultKind(Generic[R]):
     work is the field of TaskSpec that they have, "evaluate"; noun what users call them, "evaluation"; made what they
     make, "report". parse turns the content of the file into the result; with one that is damaged it raises what such
     code does: ValueError, LookupError, TypeError or AttributeError.
+
+    none_reason is the reason of the error where there is no result yet. A file of more than most_bytes is not read; the
+    error has large_reason and ends with large_advice, what its user can do then.
     """
 
     work: str
@@ -33,6 +35,10 @@ class ResultKind(Generic[R]):
     made: str
     file: str
     parse: Callable[[bytes], R]
+    none_reason: str
+    most_bytes: int
+    large_reason: str
+    large_advice: str
 
 
 class TaskResults(Generic[R]):
@@ -95,7 +101,7 @@ class TaskResults(Generic[R]):
             return prefix
         state = task_pb2.State.Name(task.state).removeprefix("STATE_")
         message = f"{self._kind.noun} {task.id} is {state} and has no {self._kind.made}"
-        raise FailedPrecondition(message, reason="NO_RESULT")
+        raise FailedPrecondition(message, reason=self._kind.none_reason)
 
     async def result(self, task: task_pb2.Task, token: str) -> R | None:
         """What a task has stored, None before it has. A stored result never changes, so it is read once.
@@ -124,13 +130,13 @@ class TaskResults(Generic[R]):
         return source.output.prefix.rstrip("/")
 
     async def _read(self, key: str, owner: str) -> R:
-        file, made = self._kind.file, self._kind.made
+        file, most = self._kind.file, self._kind.most_bytes
         info = await self._store.stat(key)
         if info is None:
             raise NotFound(f"{owner} has no {file}")
-        if info.size > RESULT_BYTES:
-            text = f"{file} of {owner} has {info.size} bytes, more than {RESULT_BYTES}; download its {made} instead"
-            raise FailedPrecondition(text, reason="RESULT_TOO_LARGE")
+        if info.size > most:
+            text = f"{file} of {owner} has {info.size} bytes, more than {most}; {self._kind.large_advice}"
+            raise FailedPrecondition(text, reason=self._kind.large_reason)
         content = await self._store.get_bytes(key)
         try:
             return self._kind.parse(content)

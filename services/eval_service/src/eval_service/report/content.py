@@ -18,7 +18,7 @@ from eval_service.recipes.job import Job
 from eval_service.recipes.samples import Samples
 from eval_service.recommendation import Recommendation
 from eval_service.scoring.intervals import CONFIDENCE, interval, resamples, wide_enough
-from eval_service.scoring.totals import Card, total
+from eval_service.scoring.totals import Card, least_counted, total
 
 SCHEMA, VERSION = "tunesmith.evaluation", 1
 
@@ -135,8 +135,7 @@ def _total(card: Card, shares: Mapping[str, float], seed: int) -> dict[str, Any]
         total(card, {name: choice @ card.measurements[name].parts for name in shares}, shares)
         for choice in resamples(first, seed)
     ]
-    counted = min(card.measurements[name].counted for name in shares)
-    low, high = wide_enough(np.concatenate(drawn), counted)
+    low, high = wide_enough(np.concatenate(drawn), least_counted(shares, card))
     band, band_zh = scores.band(value)
     return {"total": value, "total_low": low, "total_high": high, "band": band, "band_zh": band_zh}
 

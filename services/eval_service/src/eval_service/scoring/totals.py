@@ -39,6 +39,11 @@ class Card:
         return {name: found.parts.sum(axis=0) for name, found in self.measurements.items()}
 
 
+def least_counted(shares: Mapping[str, float], *cards: Card) -> int:
+    """On how many samples the weighed score of cards is computed that is computed on the fewest."""
+    return min(card.measurements[name].counted for card in cards for name in shares)
+
+
 def total(card: Card, sums: Mapping[str, Floats], shares: Mapping[str, float]) -> Floats:
     """The weighted total of sums (..., parts) of a card's measurements, 0 to 1.
 

@@ -17,7 +17,9 @@ from workerkit.child.errors import RecipeError
 from workerkit.child.events import WARNING, EventWriter
 from workerkit.child.stopping import StopRequest
 
-MADE, CHECKED = 0.7, 0.97  # shares of the whole after which files are made, and checked
+# Shares of the whole after which files are made, and checked; what is left then is their hashes and their way to where
+# they are kept.
+MADE, CHECKED = 0.7, 0.95
 
 
 class ParityFailed(RecipeError):
@@ -43,7 +45,6 @@ def export(directory: Path, events: EventWriter, stop: StopRequest) -> None:
         events.log("the export was stopped; nothing of it is kept")
         events.stopped(step=0)
         return
-    progress.finish()
     for artifact in result.artifacts:
         events.log(f"{artifact.name}: {artifact.size} bytes, SHA-256 {artifact.sha256}")
     events.done(path=job.output_dir, step=job.step)

@@ -45,10 +45,6 @@ class Progress:
             self._percent, self._told = max(percent, self._percent), now
             self._events.progress(step=self._percent, total_steps=PERCENT, epoch=0.0, always=entered or overdue)
 
-    def finish(self) -> None:
-        """Everything is made; what is left is to store it."""
-        self._events.progress(step=PERCENT, total_steps=PERCENT, epoch=0.0, always=True)
-
     def is_stopped(self) -> bool:
         """Whether somebody has asked for an end."""
         return self._stop.requested
