@@ -73,6 +73,7 @@ async def test_a_new_database_waits_for_another_process_that_opens_it(tmp_path: 
     try:
         opening = asyncio.ensure_future(engine.connect().start())
         await asyncio.wait((opening,), timeout=0.2)
+        assert not opening.done()
         other.execute("COMMIT")
         connection = await opening
         assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"

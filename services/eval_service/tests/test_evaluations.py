@@ -31,7 +31,8 @@ SUMMARY = {
             "total": 0.7,
             "values": [
                 {"name": "coverage", "value": 0.5, "low": 0.4, "high": 0.6, "samples": 9},
-                {"name": "perplexity", "value": None, "low": None, "high": None, "samples": 0},
+                {"name": "perplexity", "value": 12.3, "low": None, "high": None, "samples": 1},
+                {"name": "token_f1", "value": None, "low": None, "high": None, "samples": 0},
             ],
             "suites": {"arc_easy/acc": 0.25},
         }
@@ -62,9 +63,13 @@ async def test_a_report_becomes_scores(evaluations: Evaluations, office: TaskOff
     assert list(found.recommendation.equivalent_steps) == [30]
     assert list(found.recommendation.worse_than_base_steps) == [10]
     (checkpoint,) = found.checkpoints
-    assert dict(checkpoint.scores) == {"coverage": 0.5, "suite:arc_easy/acc": 0.25}
-    assert checkpoint.values[0] == pb.ScoreValue(name="coverage", value=0.5, low=0.4, high=0.6, samples=9)
-    assert checkpoint.total == pytest.approx(0.7)
+    assert dict(checkpoint.scores) == {"coverage": 0.5, "perplexity": 12.3, "suite:arc_easy/acc": 0.25}
+    assert list(checkpoint.values) == [
+        pb.ScoreValue(name="coverage", value=0.5, low=0.4, high=0.6, samples=9),
+        pb.ScoreValue(name="perplexity", value=12.3, low=12.3, high=12.3, samples=1),
+    ]
+    assert (checkpoint.total, checkpoint.total_low, checkpoint.total_high) == (0.7, 0.7, 0.7)
+    assert checkpoint.band == ""
     assert not (await evaluations.get("running", office.token())).checkpoints
 
 

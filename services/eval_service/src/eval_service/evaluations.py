@@ -98,12 +98,26 @@ def _scores_of(item: Mapping[str, Any]) -> pb.CheckpointScores:
     values = [value for value in item["values"] if value["value"] is not None]
     scores = {value["name"]: value["value"] for value in values}
     scores |= {f"suite:{name}": value for name, value in item["suites"].items()}
+    # Reports of former versions have the total alone.
+    total, total_low, total_high = _with_interval(item.get("total"), item.get("total_low"), item.get("total_high"))
     return pb.CheckpointScores(
         step=item["step"],
         base_model=item["base_model"],
-        # Reports of former versions have the total alone.
-        **{name: item.get(name) or 0.0 for name in ("total", "total_low", "total_high")},
+        total=total,
+        total_low=total_low,
+        total_high=total_high,
         band=item.get("band", ""),
         scores=scores,
-        values=[pb.ScoreValue(**{name: part for name, part in value.items() if part is not None}) for value in values],
+        values=[_value_of(value) for value in values],
     )
+
+
+def _value_of(value: Mapping[str, Any]) -> pb.ScoreValue:
+    number, low, high = _with_interval(value["value"], value.get("low"), value.get("high"))
+    return pb.ScoreValue(name=value["name"], value=number, low=low, high=high, samples=value.get("samples", 0))
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> tuple[float, float, float]:
+    """A number and the ends of its interval, which are the number itself where the interval is not known."""
+    number = value or 0.0
+    return (number, number, number) if low is None or high is None else (number, low, high)

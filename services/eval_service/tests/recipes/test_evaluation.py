@@ -195,14 +195,16 @@ def test_a_suite_that_hangs_is_ended(
             between()
             alive.clear()
             assert alive.wait(timeout=30)
+        phases.append("asked")
         threading.Event().wait()
         raise AssertionError("it went on")
 
-    limit = 0.1
+    limit, phases = 0.1, list[str]()
     monkeypatch.setattr("eval_service.suites.run", run)
     job = bench.job(candidates=checkpoints, scores=["token_f1"], suites=["sums"], suite_stall_seconds=limit)
     with pytest.raises(Stalled, match=r"nothing for 0.1 s while it ran sums.*TUNESMITH_SUITE_STALL_SECONDS") as caught:
         bench.run(job, watch)
+    assert phases == ["asked"], "it was ended while it asked"
     assert not caught.value.retryable
     assert not job.output_dir.exists()
 
@@ -218,6 +220,19 @@ def test_a_stop_is_heeded_to_the_end(bench: Bench, checkpoints: list[dict[str, A
     events = bench.run(job, watch, stop)
     assert events.events[-1]["type"] == "stopped"
     assert not job.output_dir.exists()
+
+
+def test_a_score_without_an_interval_is_drawn(bench: Bench, checkpoints: list[dict[str, Any]]) -> None:
+    """As perplexity of one sample is, which nothing is known of beyond its value."""
+    job = bench.job(candidates=checkpoints, scores=["perplexity"], choice={"ratio": 0.01, "least": 1, "most": 1})
+    bench.run(job)
+    for item in bench.report(job)["checkpoints"]:
+        (value,) = item["values"]
+        assert (value["samples"], value["low"], value["high"]) == (1, None, None)
+    drawing = (
+        (job.output_dir / "report.html").read_text().partition('aria-label="perplexity"')[2].partition("</svg>")[0]
+    )
+    assert drawing.count("<rect") == len(checkpoints)
 
 
 def test_a_classifier_is_scored_by_its_classes(bench: Bench, tmp_path: Path) -> None:
@@ -333,15 +348,21 @@ def test_long_answers_leave_the_question_whole_and_end_where_the_model_ends(
         tmp_path / "short", hidden_size=32, layers=2, vocab_size=320, corpus=dataset, max_length=context
     ).directory
     made = adapter(bench.model_dir, tmp_path / "checkpoint-10", seed=10)
-    answers = []
+    answers, limits, warned = [], [], []
     for most in (8, 100_000):
         job = bench.job(
             candidates=[{"step": 10, "directory": str(made)}],
             scores=["token_f1"],
             answering={"max_tokens": most, "sampling": {"temperature": 0.0}},
         )
-        bench.run(job)
-        answers.append([row["results"][0]["answer"] for row in bench.report(job)["rows_scored"]])
+        told = bench.run(job).text()
+        report = bench.report(job)
+        answers.append([row["results"][0]["answer"] for row in report["rows_scored"]])
+        limits.append(report["settings"]["effective_max_tokens"])
+        warned.append(f"at most {limits[-1]} tokens instead of {most}" in told)
     assert len(set(answers[0])) > 1, "questions decide about answers"
     assert all(long.startswith(short) for short, long in zip(*answers, strict=True))
     assert max(read) == context
+    assert limits[0] == 8
+    assert 8 < limits[1] < context
+    assert warned == [False, True]

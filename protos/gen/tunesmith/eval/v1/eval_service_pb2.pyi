@@ -167,9 +167,9 @@ class CheckpointScores(_message.Message):
     total: _builtins.float
     """Weighted total, 0 to 1."""
     total_low: _builtins.float
-    """Lower end of the 95 % confidence interval of the total over samples."""
+    """Lower end of the 95 % confidence interval of the total over samples; equal to the total when not known."""
     total_high: _builtins.float
-    """Upper end."""
+    """Upper end; equal to the total when not known."""
     band: _builtins.str
     """What the total is called: "excellent", "good", "fair" or "poor"; empty without a total."""
     @_builtins.property
@@ -216,9 +216,9 @@ class ScoreValue(_message.Message):
     value: _builtins.float
     """Value."""
     low: _builtins.float
-    """Lower end of the 95 % confidence interval over samples."""
+    """Lower end of the 95 % confidence interval over samples; equal to the value when not known."""
     high: _builtins.float
-    """Upper end."""
+    """Upper end; equal to the value when not known."""
     samples: _builtins.int
     """Samples that it was computed on."""
     def __init__(

@@ -43,6 +43,7 @@ class Evaluation:
         self._job, self._events = job, events
         self._total = len(job.candidates) + job.include_base_model
         self._progress = Progress(events, stop, self._total)
+        self._most_tokens = job.answering.max_tokens  # of an answer
 
     def run(self) -> None:
         """Raises Stopping when that is asked for."""
@@ -76,6 +77,7 @@ class Evaluation:
         self._progress.start()
         switch = Switch(loaded.model, job.model_dir)
         scorer = Scorer(job, loaded, samples, encoder, names, self._progress)
+        self._tell_limit(scorer)
         if job.include_base_model:
             self._events.phase("scoring the base model")
             found.append(self._scored(scorer.score(0, base_model=True)))
@@ -85,6 +87,16 @@ class Evaluation:
             found.append(self._scored(scorer.score(candidate.step)))
         switch.to_base()
         return found
+
+    def _tell_limit(self, scorer: Scorer) -> None:
+        """Remembers how long answers can be, and warns when that is less than was asked for."""
+        asked, self._most_tokens = self._most_tokens, scorer.most_tokens()
+        if scorer.writes_answers and self._most_tokens < asked:
+            self._events.log(
+                f"every answer has at most {self._most_tokens} tokens instead of {asked}: after the longest prompt the "
+                "model's context has room for no more; leave long rows out, or ask for fewer max_tokens",
+                WARNING,
+            )
 
     def _scored(self, found: Found) -> Found:
         """Tells what is known of a checkpoint before its answers are compared."""
@@ -131,7 +143,16 @@ class Evaluation:
         cards = [item.card for item in scored]
         advice = recommend(cards, shares, seed=job.choice.seed, between=self._progress.heed)
         name = embedder.name if embedder else ""
-        content = content_of(job, scored, samples, shares=shares, advice=advice, labels=labels, embedder=name)
+        content = content_of(
+            job,
+            scored,
+            samples,
+            shares=shares,
+            advice=advice,
+            labels=labels,
+            embedder=name,
+            most_tokens=self._most_tokens,
+        )
         for item in content["checkpoints"]:
             if item["total"] is not None:
                 self._events.metrics(item["step"], {"total": item["total"]})

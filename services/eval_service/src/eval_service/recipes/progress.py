@@ -72,15 +72,19 @@ class Progress:
         """While it lasts the progress is repeated, so that a long step of which nothing is told is none that hangs.
 
         When heed() is not called for so many seconds it does hang: Stalled with that message is raised in it, and what
-        does not end by that gives no more signs of life. With a limit only in the main thread.
+        does not end by that gives no more signs of life; it is raised again after the same time, not sooner, so that
+        there is time to end. With a limit only in the main thread.
         """
-        self._moved = time.monotonic()
+        self._moved = raised = time.monotonic()
         main = threading.get_ident()
 
         def beat() -> None:
-            if time.monotonic() - self._moved < seconds:
+            nonlocal raised
+            now = time.monotonic()
+            if now - self._moved < seconds:
                 self._tell(always=True)
-            else:
+            elif now - raised >= seconds:
+                raised = now
                 signal.pthread_kill(main, signal.SIGUSR1)
 
         with _raising(Stalled(stalled)) if seconds < math.inf else contextlib.nullcontext(), beating(beat):

@@ -46,6 +46,11 @@ class Scorer:
         self._prompts = Prompts(template.source, template.special_tokens) if template else None
         self._writing = self._written_so(self._prompts) if self._prompts else None
 
+    @property
+    def writes_answers(self) -> bool:
+        """Whether a score is computed from answers, and the model can give any."""
+        return scores.ANSWERS in self._needs and self._writing is not None
+
     def score(self, step: int, *, base_model: bool = False) -> Found:
         """What the model, as it is now, makes of the samples."""
         model = self._loaded.model
@@ -82,9 +87,9 @@ class Scorer:
             lambda token: token in special,
         )
         chosen: Any = answering.sampling
-        return Writing(Sampling(**chosen), self._most_tokens(), ends)
+        return Writing(Sampling(**chosen), self.most_tokens(), ends)
 
-    def _most_tokens(self) -> int:
+    def most_tokens(self) -> int:
         """Of an answer: as many as are asked for, and as the model can still read after the longest prompt."""
         context, most = context_of(self._loaded.config), self._job.answering.max_tokens
         longest = max(map(len, self._samples.prompts), default=0)

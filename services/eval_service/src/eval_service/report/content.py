@@ -42,8 +42,12 @@ def content_of(
     advice: Recommendation,
     labels: Sequence[str],
     embedder: str,
+    most_tokens: int,
 ) -> dict[str, Any]:
-    """Everything that is known of an evaluation; numbers that are undefined are None."""
+    """Everything that is known of an evaluation; numbers that are undefined are None.
+
+    most_tokens: of an answer, which is fewer than the job asks for where the context of the model ends before.
+    """
     names = list(scored[0].card.measurements) if scored else []
     return {
         "schema": SCHEMA,
@@ -54,7 +58,7 @@ def content_of(
         "split": samples.split,
         "rows": samples.rows,
         "samples": len(samples),
-        "settings": _settings(job, embedder),
+        "settings": _settings(job, embedder, most_tokens),
         "shares": dict(shares),
         "scores": [_described(name) for name in names],
         "checkpoints": [_checkpoint(item, samples, shares, labels, job.choice.seed) for item in scored],
@@ -79,13 +83,14 @@ def number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _settings(job: Job, embedder: str) -> dict[str, Any]:
+def _settings(job: Job, embedder: str, most_tokens: int) -> dict[str, Any]:
     return {
         "sample_ratio": job.choice.ratio,
         "min_samples": job.choice.least,
         "max_samples": job.choice.most,
         "seed": job.choice.seed,
         "max_tokens": job.answering.max_tokens,
+        "effective_max_tokens": most_tokens,
         "sampling": dict(job.answering.sampling),
         "stop": list(job.answering.stop),
         "max_seq_length": job.learnt.max_seq_length,

@@ -65,7 +65,7 @@ def _facts(content: Mapping[str, Any]) -> str:
     if content["objective"] == "SUPERVISED":  # nothing is generated elsewhere
         facts["Generation 生成"] = (
             f"temperature {sampling['temperature']}, top_k {sampling['top_k']}, top_p {sampling['top_p']}, repetition "
-            f"{sampling['repetition_penalty']}, seed {sampling['seed']}, {settings['max_tokens']} tokens"
+            f"{sampling['repetition_penalty']}, seed {sampling['seed']}, {settings['effective_max_tokens']} tokens"
         )
         facts["Embeddings 句向量"] = settings["embedding_model"] or "-"
     rows = "".join(
@@ -127,7 +127,9 @@ def _charts(content: Mapping[str, Any]) -> Iterable[str]:
         found = []
         for item in content["checkpoints"]:
             value, low, high = _values(item, name)
-            if value is not None and low is not None and high is not None:
+            if value is not None:
+                if low is None or high is None:  # not known, which is no reason to hide the value
+                    low = high = value
                 marked = not item["base_model"] and item["step"] == chosen
                 found.append(Bar(_label(item), value, low, high, marked, item["base_model"]))
         if found:
