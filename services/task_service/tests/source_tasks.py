@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from servicekit.errors import InvalidArgument
-from services.task_service.tests.harness import Attempt, Client, Service, crashed
+from services.task_service.tests.harness import Attempt, Client, Service, crashed, language_model_spec
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
 MERGED = spec_pb2.EXPORT_FORMAT_MERGED
@@ -20,6 +20,13 @@ def export(source: str, step: int = 0, form: Any = MERGED, **fields: Any) -> spe
     """What an export of a checkpoint, for step 0 of the final model, is asked to do."""
     spec = spec_pb2.ExportSpec(source_task_id=source, checkpoint_step=step, format=form, **fields)
     return spec_pb2.TaskSpec(export=spec)
+
+
+def continuation(source: str, step: int) -> spec_pb2.TaskSpec:
+    """What a training that goes on from a checkpoint of a task's first attempt is asked to do."""
+    spec = language_model_spec()
+    spec.finetune.resume_from_checkpoint = f"tasks/{source}/attempts/1/checkpoint-{step}"
+    return spec
 
 
 async def training(

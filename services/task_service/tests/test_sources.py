@@ -191,6 +191,10 @@ async def test_tasks_are_listed_by_their_source(service: Service, alice: Client,
     spec.finetune.base_model = f"task:{first.id}"
     second, _ = await training(service, alice, 10, end="completed", spec=spec, depends_on=[first.id])
     scores, package = await alice.create(spec=evaluation(second.id)), await alice.create(spec=export(second.id))
+    goes_on = language_model_spec()
+    goes_on.CopyFrom(spec)
+    goes_on.finetune.resume_from_checkpoint = f"tasks/{second.id}/attempts/1/checkpoint-10"
+    await alice.create(spec=goes_on, depends_on=[first.id])
     found = (await alice.page(source_task_id=second.id, with_total=True)).tasks
     assert [item.id for item in found] == [package.id, scores.id]
     one = await alice.page(source_task_id=second.id, kinds=[task_pb2.KIND_EVALUATE])

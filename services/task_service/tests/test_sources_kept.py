@@ -1,4 +1,4 @@
-"""What evaluations and exports start from stays until they have ended."""
+"""What evaluations, exports and trainings start from stays until they have ended."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from servicekit.errors import FailedPrecondition, InvalidArgument
 from servicekit.identity import Principal, Role
 from services.task_service.tests.harness import Client, Service, crashed, language_model_spec
-from services.task_service.tests.source_tasks import evaluation, export, problems, training
+from services.task_service.tests.source_tasks import continuation, evaluation, export, problems, training
 from task_service.database.models import DatasetRow
 from task_service.datasets.queries import Datasets
 from tunesmith.task.v1 import spec_pb2, task_pb2
@@ -43,6 +43,36 @@ async def test_a_source_is_deleted_by_force(service: Service, alice: Client) -> 
     assert (await alice.get(waits.id)).error.reason == "DEPENDENCY_FAILED"
     again = await service.worker().claim(runs.id)
     assert [item.step for item in again.claim.source.checkpoints] == [10], "what it reads is still there"
+
+
+async def test_the_task_of_a_checkpoint_that_a_training_goes_on_from_is_deleted_by_force(
+    service: Service, alice: Client
+) -> None:
+    source, _ = await training(service, alice, 10, end="completed")
+    task = await alice.create(spec=continuation(source.id, 10))
+    with pytest.raises(FailedPrecondition):
+        await alice.delete(source.id)
+    await alice.delete(source.id, force=True)
+    claim = (await service.worker().claim(task.id)).claim
+    assert [(item.task_id, item.step) for item in claim.resume_from] == [(source.id, 10)], "it is still there"
+    assert claim.resume_exact
+    with pytest.raises(InvalidArgument, match="no stored checkpoint"):
+        await alice.create(spec=continuation(source.id, 10))
+
+
+@pytest.mark.parametrize("saves", [False, True])
+async def test_a_training_resumes_without_the_checkpoint_it_named_only_from_its_own(
+    service: Service, alice: Client, saves: bool
+) -> None:
+    source, _ = await training(service, alice, 10, end="completed")
+    task, _ = await training(service, alice, *([20] if saves else []), end="failed", spec=continuation(source.id, 10))
+    await alice.delete(source.id)
+    if saves:
+        assert (await alice.resume(task.id)).state == PENDING
+        return
+    with pytest.raises(FailedPrecondition, match="no stored checkpoint") as caught:
+        await alice.resume(task.id)
+    assert caught.value.reason == "SOURCE_GONE"
 
 
 async def test_checkpoints_in_use_are_kept_beyond_the_limit(service: Service, alice: Client) -> None:

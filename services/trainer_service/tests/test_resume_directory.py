@@ -132,6 +132,21 @@ async def test_a_stored_checkpoint_comes_with_the_claim(
     assert (failed.error.reason, stored.prefix in failed.error.message) == ("CHECKPOINT_MISSING", True)
 
 
+async def test_a_damaged_checkpoint_of_another_task_is_not_told_as_the_tasks_own(
+    bench: Bench, desk: Desk, make_spec: MakeSpec
+) -> None:
+    prefix = "tasks/first/attempts/1/checkpoint-2"
+    task_id = await desk.submit(make_spec({"steps": 4}, resume_from_checkpoint=prefix))
+    record = desk.records[task_id]
+    record.resume_from = [tasks.Checkpoint(task_id="first", attempt=1, step=2, prefix=prefix)]
+    record.resume_exact = True
+    async with bench.worker():
+        received = await desk.facts_until(task_id, "failed")
+    (failed,) = payloads(received, "failed")
+    assert (failed.error.reason, prefix in failed.error.message) == ("CHECKPOINT_DAMAGED", True)
+    assert not payloads(received, "checkpoint_rejected")
+
+
 def test_a_checkpoint_of_another_training_is_refused_when_it_is_named(
     checks: SpecChecks, make_spec: MakeSpec, checkpoint: Path
 ) -> None:

@@ -18,7 +18,7 @@ from task_service.database.tasks import TaskRepository
 from task_service.datasets.use import require_dataset
 from task_service.domain.lifecycle import HELD, NotAllowed, State
 from task_service.quotas.admission import require_quota
-from task_service.sources.use import require_source, require_unused
+from task_service.sources.use import require_checkpoint, require_source, require_unused
 from tunesmith.task.v1 import spec_pb2, task_pb2
 
 T = TypeVar("T")
@@ -51,6 +51,8 @@ class Steering:
             blocked = await _still_waits(session, row)
             await require_dataset(session, principal, row)
             await require_source(session, principal, row)
+            if not base:
+                await require_checkpoint(session, principal, row)
             await self._require_quota(session, row)
             outcome = lifecycle.resume(checkpoint_step, base, blocked)
             _reset_progress(row, base)
@@ -62,8 +64,8 @@ class Steering:
     async def delete(self, principal: Principal, task_id: str, force: bool) -> None:
         """Makes a task invisible at once; what is stored of it goes later. Raises NotFound or FailedPrecondition.
 
-        Unless force is set it is refused while an unfinished evaluation or export starts from the task; by force, those
-        that run already keep what they need until they have ended.
+        Unless force is set it is refused while an unfinished evaluation, export or training starts from the task; by
+        force, those that run already keep what they need until they have ended.
         """
 
         async def work(session: AsyncSession, row: TaskRow, recorder: Recorder) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from servicekit.identity import Principal
 from task_service.database.models import TaskLabelRow, TaskRow, TaskSourceRow
 from task_service.database.paging import DEFAULT_PAGE_SIZE, digest, page_token, parse_page_token
-from task_service.database.tasks import visible_to
+from task_service.database.tasks import KINDS_WITH_SOURCE, visible_to
 from task_service.database.types import storable
 
 # By TaskOrder of the proto. Numbers are given in the order of creation.
@@ -97,7 +97,7 @@ def _conditions(principal: Principal, query: TaskQuery) -> list[ColumnElement[bo
         started = select(TaskSourceRow.task_number).where(
             TaskSourceRow.source_id == storable(query.source_task_id), TaskSourceRow.position == 0
         )
-        conditions.append(TaskRow.number.in_(started))
+        conditions += [TaskRow.number.in_(started), TaskRow.kind.in_(KINDS_WITH_SOURCE)]
     return conditions
 
 

@@ -9,6 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from servicekit.errors import NotFound
 from servicekit.identity import Principal
 from task_service.database.models import CheckpointRow, TaskRow, TaskSpecRow
+from tunesmith.task.v1 import task_pb2
+
+KINDS_WITH_SOURCE = (task_pb2.KIND_EVALUATE, task_pb2.KIND_EXPORT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,10 @@ async def use_checkpoint(session: AsyncSession, principal: Principal, row: TaskR
 
 
 async def named_checkpoint(session: AsyncSession, row: TaskRow) -> list[task_pb2.Checkpoint]:
-    """The stored checkpoint that a task begins from, when it names one that is there; its creator was let see it."""
+    """The stored checkpoint that a task begins from, when it names one that is there.
+
+    Its creator was let see it; it stays until the task has ended, also when its own task was deleted by force.
+    """
     stored = await session.get_one(TaskSpecRow, row.number)
     spec = spec_pb2.TaskSpec.FromString(stored.spec)
     checkpoint = await _checkpoint(session, spec)
@@ -75,7 +78,7 @@ async def _checkpoint(
     if not (task_id := source_of_checkpoint(spec)):
         return None
     query = select(CheckpointRow).join(TaskRow, TaskRow.number == CheckpointRow.task_number)
-    query = query.where(TaskRow.id == task_id, TaskRow.delete_time == 0, CheckpointRow.rejected_reason == "")
+    query = query.where(TaskRow.id == task_id, CheckpointRow.rejected_reason == "")
     query = query.where(CheckpointRow.prefix == spec.finetune.resume_from_checkpoint, *conditions)
     found: Sequence[CheckpointRow] = list(await session.scalars(query.limit(1)))
     return found[0] if found else None

@@ -7,12 +7,10 @@ from servicekit.identity import Principal
 from task_service.convert import checkpoint_message
 from task_service.database.access import Database
 from task_service.database.models import CheckpointRow, TaskRow, TaskSpecRow
-from task_service.database.tasks import TaskRepository
+from task_service.database.tasks import KINDS_WITH_SOURCE, TaskRepository
 from task_service.domain.lifecycle import State
 from task_service.sources.wish import base_task, source_wish
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2
-
-KINDS_WITH_SOURCE = (task_pb2.KIND_EVALUATE, task_pb2.KIND_EXPORT)
 
 
 class Sources:

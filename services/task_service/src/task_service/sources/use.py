@@ -1,4 +1,4 @@
-"""Notes which tasks are sources of which, so that what an unfinished evaluation or export needs stays."""
+"""Notes which tasks are sources of which, so that what an unfinished evaluation, export or training needs stays."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from task_service.database.models import TaskDependencyRow, TaskRow, TaskSourceR
 from task_service.database.tasks import visible_to
 from task_service.database.types import storable
 from task_service.domain.lifecycle import FINAL
+from task_service.sources.checkpoints import checkpoint_problems, source_of_checkpoint
 from task_service.sources.describe import task_source
 from task_service.sources.wish import Need, Verdict, Wish, base_task, judged, source_wish
 from tunesmith.task.v1 import spec_pb2, task_service_pb2
@@ -85,6 +86,17 @@ async def require_source(session: AsyncSession, principal: Principal, row: TaskR
         problems = [f"task {wish.task_id}, which it starts from, runs again: wait for its end"]
     if problems:
         raise FailedPrecondition("; ".join(problems), reason="SOURCE_GONE", metadata={"task_id": wish.task_id})
+
+
+async def require_checkpoint(session: AsyncSession, principal: Principal, row: TaskRow) -> None:
+    """Raises FailedPrecondition when the stored checkpoint that a training has to go on from is not there any more."""
+    stored = await session.get_one(TaskSpecRow, row.number)
+    spec = spec_pb2.TaskSpec.FromString(stored.spec)
+    if not (task_id := source_of_checkpoint(spec)):
+        return
+    await share_tasks(session, principal, [task_id])
+    if problems := [problem.message for problem in await checkpoint_problems(session, principal, spec)]:
+        raise FailedPrecondition("; ".join(problems), reason="SOURCE_GONE", metadata={"task_id": task_id})
 
 
 async def share_tasks(session: AsyncSession, principal: Principal, task_ids: Collection[str]) -> dict[str, TaskRow]:

@@ -29,7 +29,8 @@ async def fetch_checkpoint(
 ) -> Resumption | None:
     """The first candidate that verifies, None without any candidates. AttemptError when none does.
 
-    With exact only the first may be used. What is passed over is told as a fact and in the log.
+    With exact only the first may be used. What is passed over is told in the log, and as a fact when it is the
+    task's own.
     """
     reasons = []
     for candidate in candidates[:1] if exact else candidates:
@@ -40,8 +41,9 @@ async def fetch_checkpoint(
             reason = f"{_name(candidate, reporter)} is damaged: {damaged}"
             reasons.append(reason)
             reporter.log([f"{reason}; it is passed over"])
-            rejected = facts.CheckpointRejected(prefix=candidate.prefix, step=candidate.step, reason=str(damaged))
-            reporter.fact(facts.Fact(checkpoint_rejected=rejected))
+            if candidate.task_id == reporter.task_id:
+                rejected = facts.CheckpointRejected(prefix=candidate.prefix, step=candidate.step, reason=str(damaged))
+                reporter.fact(facts.Fact(checkpoint_rejected=rejected))
             continue
         reporter.log([f"going on from {_name(candidate, reporter)}, verified"])
         return Resumption(target, candidate.step)
