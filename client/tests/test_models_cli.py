@@ -317,14 +317,14 @@ def wait_for_reading(process: subprocess.Popen[bytes]) -> None:
 
 def test_a_second_interrupt_ends_no_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even while the words about the first are written."""
-    typed, written = [KeyboardInterrupt(), "hi", EOFError()], [KeyboardInterrupt(), None]
+    typed: list[str | BaseException] = [KeyboardInterrupt(), "hi", EOFError()]
+    written: list[BaseException | None] = [KeyboardInterrupt(), None]
 
     def read(_: str) -> str:
-        match typed.pop(0):
-            case str(line):
-                return line
-            case BaseException() as error:
-                raise error
+        line = typed.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
 
     def write(*_: object, **__: object) -> None:
         if error := written.pop(0):

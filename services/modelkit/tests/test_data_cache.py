@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modelkit.datasets import DataCache, DatasetFiles, JsonlDataset, validate
+from modelkit.datasets import DataCache, DatasetFiles, JsonlDataset, index, validate
 from services.modelkit.tests.dataset_files import cache, jsonl
 
 __all__ = ["cache"]
@@ -20,6 +20,18 @@ def test_large_files_are_looked_up(tmp_path: Path, cache: DataCache) -> None:
     assert JsonlDataset(second)[2999] == JsonlDataset(first)[2999]
     jsonl(path, [{"instruction": "q" * 400, "output": "a"}] * 3001)
     assert validate(DatasetFiles(path), cache).rows == 3001
+
+
+def test_a_report_of_former_checks_is_not_used(
+    tmp_path: Path, cache: DataCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 1 did not look for a named column of system texts."""
+    path = jsonl(tmp_path / "a.jsonl", [{"instruction": "q" * 400, "output": "a"}] * 3000)
+    with monkeypatch.context() as before:
+        before.setattr(index, "VERSION", 1)
+        validate(DatasetFiles(path), cache)
+    validate(DatasetFiles(path), cache)
+    assert len(list(cache.root.glob("index-*"))) == 2
 
 
 def test_a_file_whose_time_was_set_back_is_read_again(tmp_path: Path, cache: DataCache) -> None:

@@ -83,3 +83,13 @@ def test_t27_five_remedies_when_memory_runs_out() -> None:
     words = ("batch size", "gradient_checkpointing", "QLoRA", "sequence length", "smaller base model")
     assert len(texts) == len(words)
     assert all(word in text for word, text in zip(words, texts, strict=True))
+
+
+def test_no_advice_to_raise_what_has_no_effect() -> None:
+    """The next steps of a language model are prepared ahead, whatever the number of workers."""
+    texts = [text for item in guidance.SLOW.items for text in (item.en, item.zh)]
+    parameter = BY_NAME["dataloader_num_workers"]
+    assert "no effect" in parameter.meaning
+    assert not [text for text in texts if parameter.name in text]
+    assert any("SSD" in text for text in texts)
+    assert "workers" not in parameter.advice_en.lower()

@@ -59,6 +59,19 @@ async def test_too_little_memory_is_said_before_training_starts(
     assert all(remedy in warning for remedy in OUT_OF_MEMORY)
 
 
+async def test_a_stored_task_whose_quantization_has_no_effect_trains_with_a_warning(
+    bench: Bench, desk: Desk, make_spec: MakeSpec
+) -> None:
+    spec = make_spec({})
+    spec.language_model.method = spec_pb2.METHOD_FULL
+    spec.language_model.quantization.type = "nf4"
+    task_id = await desk.submit(spec)
+    async with bench.worker():
+        await desk.facts_until(task_id, "completed")
+        log = await desk.log(task_id)
+    assert any(line.startswith("warning: finetune.language_model.quantization: ") for line in log)
+
+
 async def test_a_disk_that_filled_up_since_the_submit_fails_before_training(
     bench: Bench, desk: Desk, make_spec: MakeSpec, tmp_path: Path
 ) -> None:

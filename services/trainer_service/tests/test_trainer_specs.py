@@ -108,6 +108,20 @@ def test_an_output_below_a_read_only_directory_is_refused(
     assert (problem.field, problem.message) == ("finetune.output_dir", f"{closed} cannot be written to")
 
 
+def test_quantization_without_effect_is_refused_of_new_tasks_alone(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """A task that was accepted before trains as it did, and says so in its log."""
+    roots = AllowedRoots([tmp_path / "data"])
+    checks = SpecChecks(roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")))
+    spec = make_spec({})
+    spec.language_model.method = spec_pb2.METHOD_LORA
+    spec.language_model.quantization.type = "nf4"
+    task = spec_pb2.TaskSpec(finetune=spec)
+    new, stored = checks.check(task), checks.check(task, task_id="before")
+    fields_ = [[problem.field for problem in found] for found in (new.problems, new.warnings)]
+    assert fields_ == [["finetune.language_model.quantization"], []]
+    assert (stored.problems, stored.warnings) == ([], new.problems)
+
+
 @pytest.mark.parametrize("cpu_fallback", [False, True])
 def test_named_gpus_without_any(make_spec: MakeSpec, tmp_path: Path, cpu_fallback: bool) -> None:
     roots = AllowedRoots([tmp_path / "data"])

@@ -284,10 +284,6 @@ SLOW = Advice(
     (
         Text("train on a GPU", "启用 GPU 加速"),
         Text("use mixed precision (bf16, or fp16 on a GPU)", "使用混合精度（bf16，或 GPU 上的 fp16）"),
-        Text(
-            "make loading the data cheaper (more workers: dataloader_num_workers)",
-            "优化数据加载（更多进程：dataloader_num_workers）",
-        ),
         Text("keep the dataset on an SSD", "使用 SSD 存储数据集"),
     ),
 )

@@ -20,7 +20,7 @@ from trainer_service.recipes.checkpoint_files import missing_from
 from trainer_service.recipes.comparison import other_base, refusals
 from trainer_service.recipes.config import Finetune
 from trainer_service.recipes.identity import parameters_of
-from trainer_service.recipes.support import unfit, unsupported
+from trainer_service.recipes.support import unfit, unsupported, without_effect
 from tunesmith.task.v1 import spec_pb2
 from workerkit.child.errors import InvalidJob
 from workerkit.datasets import DatasetChecks, as_what_it_is, first_reading_of, reading_of
@@ -35,10 +35,12 @@ MORE_TEMPLATES = "additional_chat_templates"  # where transformers looks for mor
 class CheckedSpec:
     """What a specification stands for on this machine; everything is set that has no problem.
 
-    weights is the directory whose weights are trained; unknown while a model waits for its conversion.
+    weights is the directory whose weights are trained; unknown while a model waits for its conversion. warnings are of
+    a task that was accepted before, for its log: they do not keep it from training.
     """
 
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     model_dir: Path | None = None
     weights: Path | None = None
     tokenizer_dir: Path | None = None
@@ -92,7 +94,7 @@ class SpecChecks:
         require_available(spec)
         finetune = spec.finetune
         checked = CheckedSpec()
-        _check_parameters(finetune, checked)
+        _check_parameters(finetune, checked, trains=bool(task_id))
         self._check_model(finetune, checked, trains=bool(task_id))
         self._check_tokenizer(finetune, checked)
         self._check_dataset(finetune, checked, token)
@@ -246,7 +248,9 @@ def _needs_evaluations(training: spec_pb2.TrainingParameters) -> bool:
     return training.eval_strategy in (spec_pb2.INTERVAL_STRATEGY_STEPS, spec_pb2.INTERVAL_STRATEGY_EPOCH)
 
 
-def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec) -> None:
+def _check_parameters(finetune: spec_pb2.FinetuneSpec, checked: CheckedSpec, *, trains: bool) -> None:
+    """Tasks that were accepted before something without effect was refused train as they did."""
+    (checked.warnings if trains else checked.problems).extend(without_effect(finetune))
     try:
         checked.problems += unsupported(finetune)
     except InvalidJob as error:

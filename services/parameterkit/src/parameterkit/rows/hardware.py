@@ -66,8 +66,8 @@ ROWS = (
         label_zh="数据加载进程数",
         meaning="Processes that load data. Language models: no effect, the next steps are always prepared ahead.",
         description_zh="加载数据的进程数；语言模型总是在后台预先准备后续步骤，此值不起作用",
-        advice_en="More workers when the GPU waits for data; keep the dataset on an SSD.",
-        advice_zh="GPU 等待数据时增加；数据集存放在 SSD 上。",
+        advice_en="Keep the dataset on an SSD.",
+        advice_zh="数据集存放在 SSD 上。",
     ),
     _optimization(
         name="dataloader_pin_memory",

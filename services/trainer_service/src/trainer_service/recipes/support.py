@@ -69,8 +69,18 @@ def unsupported(spec: spec_pb2.FinetuneSpec) -> list[Problem]:
     Raises InvalidJob when the specification cannot be read.
     """
     parsed = Finetune.parse(MessageToDict(spec, preserving_proto_field_name=True))
-    problems = [*problems_of(parsed), *_quantization(spec.language_model), *_several_devices(parsed, spec.devices)]
+    problems = [*problems_of(parsed), *_several_devices(parsed, spec.devices)]
     return [Problem(f"finetune.{problem.field}", problem.message) for problem in problems]
+
+
+def without_effect(spec: spec_pb2.FinetuneSpec) -> list[Problem]:
+    """What a training would pass over in silence, so that no new task may ask for it."""
+    parameters = spec.language_model
+    if not parameters.HasField("quantization") or parameters.method not in (spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA):
+        return []
+    named = spec_pb2.Method.Name(parameters.method)
+    message = f"weights are quantized with METHOD_QLORA, not with {named}; choose it, or leave quantization out"
+    return [Problem("finetune.language_model.quantization", message)]
 
 
 def unfit(spec: spec_pb2.FinetuneSpec, config: dict[str, Any], layers: Collection[str] = ()) -> list[Problem]:
@@ -120,14 +130,6 @@ def _language_model(parameters: LanguageModel) -> Iterator[Problem]:
         yield Problem("language_model.packing", "a classifier reads each text by itself; leave packing out")
     if len(parameters.labels) == 1:
         yield Problem("language_model.labels", "one class leaves nothing to learn; name at least two, or none")
-
-
-def _quantization(parameters: spec_pb2.LanguageModelParameters) -> Iterator[Problem]:
-    """What would be passed over in silence."""
-    if parameters.HasField("quantization") and parameters.method in (spec_pb2.METHOD_FULL, spec_pb2.METHOD_LORA):
-        named = spec_pb2.Method.Name(parameters.method)
-        message = f"weights are quantized with METHOD_QLORA, not with {named}; choose it, or leave quantization out"
-        yield Problem("language_model.quantization", message)
 
 
 def _lora(lora: Lora, method: str) -> Iterator[Problem]:

@@ -159,6 +159,7 @@ class Training:
         if checked.problems:
             problems = [str(problem) for problem in checked.problems]
             raise AttemptError(Failed(_reason(checked), "; ".join(problems), problems))
+        self._reporter.log(f"warning: {warning}; it has no effect" for warning in checked.warnings)
         if task_id := base_task(self._spec.base_model):
             checked.model_dir = await self._fetch_base(task_id)
         return checked
