@@ -64,7 +64,7 @@ async def test_a_converted_base_stays_until_the_export_has_ended(bench: Bench, t
     shop = Workshop(bench.store, machine, bench.checks, bench.rows, bench.outputs, Patience(60.0, 10.0))
     task = task_pb2.Task(id="an-export", attempt=1, spec=spec_pb2.TaskSpec(export=BASE_ALONE))
     claim = task_service_pb2.ClaimTaskResponse(task=task, source=bench.source())
-    reporter: Any = SimpleNamespace(phase=lambda _: None, log=lambda _: None)
+    reporter: Any = SimpleNamespace(anew=lambda: None, phase=lambda _: None, log=lambda _: None)
     lease: Any = None  # there is no child to tell of
     work = ExportWork(shop, claim, tmp_path / "work", Control(), lease, reporter)
     ending = await work.run()

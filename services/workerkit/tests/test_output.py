@@ -104,7 +104,7 @@ async def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, monkeypa
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output, "_sync", full)
+    monkeypatch.setattr(output, "sync", full)
     with pytest.raises(OSError, match="No space left"):
         await place(source, tmp_path / "out" / "model", task_id="t", attempt=1, ensure=held)
     assert list((tmp_path / "out").iterdir()) == []
