@@ -40,25 +40,32 @@ async def test_a_message_arrives_as_it_was_sent(bus: EventBus) -> None:
     assert message.num_delivered == 1
 
 
+async def fetch_whole(consumer: PullConsumer, count: int) -> list[Message]:
+    """A number of messages, in as many fetches as they need: one fetch ends when nothing more has come along."""
+    messages: list[Message] = []
+    while len(messages) < count:
+        more = await consumer.fetch(min(256, count - len(messages)), 10)
+        assert more, f"{len(messages)} of {count} messages came"
+        messages += more
+    return messages
+
+
 async def test_a_message_id_is_stored_once(bus: EventBus) -> None:
     first = await bus.publish(work("t1"), b"one", message_id="same")
     assert await bus.publish(work("t1"), b"one", message_id="same") == first
     await bus.publish_all([Outgoing(work("t1"), b"one", "same"), Outgoing(work("t2"), b"two", "other")])
-    messages = await workers(bus).fetch(10)
+    consumer = workers(bus)
+    messages = await fetch_whole(consumer, 2)
     assert [message.data for message in messages] == [b"one", b"two"]
+    assert await consumer.fetch(10, 0.3) == []
 
 
 async def test_publish_all_keeps_the_order(bus: EventBus) -> None:
     numbers = [str(number).encode() for number in range(2000)]
     await bus.publish_all([Outgoing(subjects.fact("t"), data) for data in numbers])
     consumer = bus.consumer(subjects.FACTS, "task-service", "fact.>", max_ack_pending=5000)
-    got: list[bytes] = []
-    while len(got) < len(numbers):
-        messages = await consumer.fetch(256)
-        got += [message.data for message in messages]
-        for message in messages:
-            await message.ack()
-    assert got == numbers
+    messages = await fetch_whole(consumer, len(numbers))
+    assert [message.data for message in messages] == numbers
 
 
 async def test_an_acknowledged_message_leaves_the_queue(bus: EventBus) -> None:
@@ -135,9 +142,10 @@ async def test_workers_share_a_queue(bus: EventBus, nats_server: NatsServer) -> 
     consumers, got = [workers(bus), workers(other)], []
 
     async def drain(consumer: PullConsumer) -> None:
-        while messages := await consumer.fetch(1, 0.5):
-            got.append(messages[0].subject)
-            await messages[0].ack()
+        while len(got) < 40:
+            for message in await consumer.fetch(1, 0.2):
+                got.append(message.subject)
+                await message.ack()
 
     await asyncio.gather(*(drain(consumer) for consumer in consumers))
     assert sorted(got) == sorted(work(f"t{number}") for number in range(40))
@@ -223,11 +231,7 @@ async def test_closing_gives_back_what_was_not_handed_out(bus: EventBus, nats_se
     await asyncio.wait([waiting])
     await leaving.close()
     staying = workers(bus)
-    got: list[Message] = []
-    while len(got) < 5:
-        messages = await staying.fetch(5, 5)
-        assert messages
-        got += messages
+    got = await fetch_whole(staying, 5)
     assert len({message.sequence for message in got}) == 5
 
 

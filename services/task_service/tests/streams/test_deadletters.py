@@ -40,12 +40,15 @@ async def nobody(task_id: str, attempt: int, what: str) -> None:
     raise AssertionError(f"{task_id} {attempt} {what}")
 
 
-async def deliver_in_vain(bus: EventBus, times: int = 2) -> None:
-    """A worker that gives every message back until the broker gives up, as one that crashes would."""
+async def deliver_in_vain(bus: EventBus, messages: int = 1, times: int = 2) -> None:
+    """A worker that gives messages back until the broker gives them up, as one that crashes would."""
     consumer = bus.consumer(subjects.WORK, "worker", subjects.work_filter(KIND, POOL), ack_wait=0.5, max_deliver=times)
-    while messages := await consumer.fetch(10, 0.3):
-        for message in messages:
+    given_up: set[int] = set()
+    while len(given_up) < messages:
+        for message in await consumer.fetch(10, 5):
             await message.nak()
+            if message.num_delivered == times:
+                given_up.add(message.sequence)
     await bus.release(consumer)
 
 
@@ -78,7 +81,7 @@ async def test_a_message_nobody_took_on_is_kept_and_its_task_told(
 
     await publish(world, "t" * 26, 3)
     await publish(world, "u" * 26)
-    await deliver_in_vain(world.bus)
+    await deliver_in_vain(world.bus, messages=2)
     assert await queued(world) == 2
     async with handling(world.bus, give_up) as letters:
         await eventually(lambda: letters.counts["dead"] == 2)
@@ -178,11 +181,12 @@ async def test_a_task_whose_message_is_dead_time_and_again_fails(world: World) -
             return row
 
     async def failed() -> bool:
-        await deliver_in_vain(world.bus)
         return (await now()).state == State.FAILED
 
     await publish(world, task.id)
     async with handling(world.bus, Undeliverable(core)) as letters:
+        for _ in range(3):
+            await deliver_in_vain(world.bus)
         await eventually(failed)
         await eventually(lambda: letters.counts["dead"] == 3)
     relay.cancel()
