@@ -208,3 +208,13 @@ def test_ordinary_features_of_templates_work(folders: dict[str, Path]) -> None:
     )
     template = ChatTemplate(source, {"eos_token": "</s>"})
     assert template.render(ONE).endswith("</s>")
+
+
+@pytest.mark.parametrize("family", ["glm4", "qwen2", "gemma"])
+def test_a_reply_whose_last_character_takes_several_tokens_is_learnt_with_its_end(
+    folders: dict[str, Path], family: str
+) -> None:
+    source = "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '\n' }}{{ m.content }}{% endfor %}"
+    encoder, tokenizer = encoder_of(folders[family], template=source)
+    chat: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Gut 😀"}]
+    assert replies(tokenizer, encoder.encode([chat])[0]).strip() == f"Gut 😀{tokenizer.eos_token}"

@@ -85,11 +85,19 @@ def test_a_template_that_looks_at_contents_is_rendered(look: str) -> None:
     assert plan is None
 
 
-def test_where_a_reply_ends_must_not_depend_on_its_white_space() -> None:
-    _, plan = planned("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", conversation("a", "b"))
-    assert plan is None
-    _, plan = planned("{% for m in messages %}{{ m.role }}: {{ m.content | trim }}{% endfor %}", conversation("a", "b"))
+BARE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+ENDED = PLAIN.replace("<|assistant|>{% endif %}", "<|assistant|>{% else %}{{ eos_token }}{% endif %}")
+SPACED = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [BARE, BARE.replace("m.content", "m.content | trim"), ENDED, SPACED])
+def test_replies_end_where_they_do_in_the_template_whatever_white_space_they_have(source: str) -> None:
+    messages = conversation("a", "b", "c", "d")
+    template, plan = planned(source, messages)
     assert plan is not None
+    for contents in (("a", " b ", "c", "d\n"), ("a", "\nb", "c ", " d")):
+        messages = conversation(*contents)
+        assert plan.fill(messages) == template.reply_spans(messages)
 
 
 def test_blank_contents_are_rendered() -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modelkit.datasets import Message
 from modelkit.encoded import IGNORED, Encoded, encode_batch
-from modelkit.template_plans import Span
+from modelkit.replies import Span
 from modelkit.templates import FALLBACK, ChatTemplate
 
 __all__ = ["IGNORED", "ChatEncoder", "Encoded"]
@@ -99,5 +99,7 @@ def _tokens(encoding: Any, start: int, end: int) -> tuple[int, int]:
     if first is None or last is None:  # a character that the tokenizer drops
         starts = [begin for begin, _ in encoding.offsets]
         first = int(np.searchsorted(starts, start))
-        last = int(np.searchsorted(starts, end)) - 1
+        return first, int(np.searchsorted(starts, end))
+    while last + 1 < len(encoding.ids) and (following := encoding.token_to_chars(last + 1)) and following[0] < end:
+        last += 1  # a character may need several tokens
     return first, last + 1

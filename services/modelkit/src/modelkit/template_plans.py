@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from modelkit.datasets import Message
+from modelkit.replies import Span
 
 # Filters that look at no content, or that a stand-in answers for itself.
 FILTERS = frozenset({"trim", "length", "count", "first", "last", "default", "d", "list", "tojson", "items"})
@@ -24,8 +25,6 @@ OPAQUE = (nodes.AssignBlock, nodes.FilterBlock, nodes.Macro, nodes.Import, nodes
 STRIPS = ("strip", "lstrip", "rstrip")
 MARK = re.compile('\x02"é<\n(\\d+):(raw|strip|lstrip|rstrip)\x03')
 CORE = re.compile(r"\d:(raw|strip|lstrip|rstrip)", re.IGNORECASE)
-
-Span = tuple[int, int]
 
 
 class DependsOnContent(Exception):
@@ -152,31 +151,32 @@ def plan_of(text: str, spans: Sequence[Span]) -> Plan:
     return Plan(pieces, tuple((starts[start], starts[end]) for start, end in spans))
 
 
-class Finding(NamedTuple):
-    """How replies are found in a text: find(text, content, start) where one stands, end(text) where the text ends
-    when white space does not count."""
+class StoodIn:
+    """Replies that stand-ins stand for, which say themselves where they are; see modelkit.replies.Marks."""
 
-    find: Callable[[str, str, int], Span]
-    end: Callable[[str], int]
+    def marked(self, message: Message) -> Message:
+        """The message, which is recognised as it is."""
+        return message
 
+    def around(self, text: str, message: Message) -> tuple[str, str]:
+        """What stands before and after it. Raises DependsOnContent."""
+        index = MARK.fullmatch(str(message["content"]))
+        places = [found.span() for found in MARK.finditer(text) if index is not None and found[1] == index[1]]
+        if len(places) != 1:
+            raise DependsOnContent
+        return text[: places[0][0]], text[places[0][1] :]
 
-def text_end(text: str) -> int:
-    """Where a text with stand-ins ends when white space does not count. Raises DependsOnContent."""
-    text = text.rstrip()
-    if any(found.end() == len(text) and found[2] in ("raw", "lstrip") for found in MARK.finditer(text)):
+    def may_end_in_space(self, message: Message) -> bool:
+        """Always."""
+        return True
+
+    def is_whole(self, shown: str, message: Message) -> bool:
+        """Always."""
+        return True
+
+    def search(self, text: str, message: Message, start: int) -> Span:
+        """Never: what a message says would decide. Raises DependsOnContent."""
         raise DependsOnContent
-    return len(text)
-
-
-def reply_marks(text: str, content: str, start: int) -> Span:
-    """Where the stand-in for a reply stands in a text, as templates.find_reply. Raises DependsOnContent."""
-    index = MARK.fullmatch(str(content))
-    for found in MARK.finditer(text, start):
-        if index is not None and found[1] == index[1]:
-            if found[2] != "strip":
-                break  # how much white space it begins and ends with is not known
-            return found.span()
-    raise DependsOnContent
 
 
 def _edges(text: str) -> Iterator[int]:
@@ -192,5 +192,4 @@ def _piece(text: str) -> str | tuple[int, str]:
     return text
 
 
-STOOD_IN = Finding(reply_marks, text_end)
 TROUBLE = (DependsOnContent, TemplateError, TypeError, ValueError, AttributeError)

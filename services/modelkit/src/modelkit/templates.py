@@ -11,14 +11,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from modelkit.datasets import Message
 from modelkit.errors import InvalidTemplate, Problem
+from modelkit.replies import Marks, Replies, Span, Written
 from modelkit.sandbox import TemplateTimeoutError, TimeLimit, bounded_environment, bounded_join
 from modelkit.template_plans import (
-    STOOD_IN,
     TROUBLE,
     DependsOnContent,
-    Finding,
     Plan,
-    Span,
+    StoodIn,
     join_parts,
     lays_out_only,
     let_through,
@@ -51,21 +50,10 @@ FALLBACK = """\
 """
 PLAN_AFTER = 16  # conversations of one order of roles; fewer are rendered sooner than planned
 MAX_PLANS = 512
+WRITTEN = Written()
 
 Roles = tuple[str, ...]
 Joiner = Callable[[Any], str]
-
-
-def find_reply(text: str, content: str, start: int) -> Span:
-    """Where a reply stands in a text, from start on. Raises InvalidTemplate."""
-    content = content.strip()
-    first = text.find(content, start)
-    if first < 0 or not content:
-        raise _invalid("the chat template does not show a reply as it was written")
-    return first, first + len(content)
-
-
-WRITTEN = Finding(find_reply, lambda text: len(text.rstrip()))
 
 
 class ChatTemplate:
@@ -149,7 +137,7 @@ class ChatTemplate:
                 return None
             let_through(environment)
             template = self._compile(environment, lambda parts: join_parts(parts, self._join))
-            return plan_of(*self._reply_spans(template, stand_ins(roles), STOOD_IN))
+            return plan_of(*self._reply_spans(template, stand_ins(roles), StoodIn()))
         except (*TROUBLE, InvalidTemplate):
             return None
 
@@ -162,38 +150,18 @@ class ChatTemplate:
         return "".join(pieces), spans
 
     def _reply_spans(
-        self, template: Template, messages: Sequence[Message], finding: Finding = WRITTEN
+        self, template: Template, messages: Sequence[Message], marks: Marks = WRITTEN
     ) -> tuple[str, list[Span]]:
         text, spans = self._render_marked(template, messages) if self.marked else ("", [])
         spans = [span for span in spans if span[0] < span[1]]
         if spans:
             return text, spans
-        return self._spans_by_prefix(template, messages, finding)
 
-    def _spans_by_prefix(
-        self, template: Template, messages: Sequence[Message], finding: Finding
-    ) -> tuple[str, list[Span]]:
-        """What each reply adds to the text of the turns before it.
-
-        A template that shows a turn otherwise once others follow makes prefixes that do not match; the reply is then
-        looked for as it stands.
-        """
-
-        def render(turns: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        def render(turns: Sequence[Message], add_generation_prompt: bool) -> str:
             return "".join(self._render_into([], template, turns, add_generation_prompt))
 
-        text = render(messages)
-        spans: list[Span] = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = render(messages[:index], add_generation_prompt=True)
-            after = text if index == len(messages) - 1 else render(messages[: index + 1])
-            if text.startswith(before) and text.startswith(after) and len(before) < len(after):
-                spans.append((len(before), finding.end(after)))
-            else:
-                spans.append(finding.find(text, message["content"], spans[-1][1] if spans else 0))
-        return text, spans
+        text = render(messages, False)
+        return text, Replies(render, messages, text, marks).spans()
 
     def _render_into(
         self, pieces: list[str], template: Template, messages: Sequence[Message], add_generation_prompt: bool

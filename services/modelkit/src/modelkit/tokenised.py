@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from modelkit.encoded import IGNORED, Encoded
 
-VERSION = 1
+VERSION = 2  # of what is written; another one makes tokenised files new
 TOKENS = "tokens.bin"
 ENDS = "ends.npy"
 CLASSES = "classes.npy"
