@@ -47,6 +47,12 @@ def test_nothing_is_written_outside(tmp_path: Path, make: Any, member: str) -> N
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == [folder / "train.jsonl"]
 
 
+def test_an_archive_without_data_is_named_as_its_user_named_it(tmp_path: Path, cache: DataCache) -> None:
+    with pytest.raises(InvalidDataset, match=r"a\.zip has no train\.jsonl; found: notes\.md") as caught:
+        locate(zipped(tmp_path / "a.zip", {"notes.md": b"x"}), cache)
+    assert str(cache.root) not in str(caught.value)
+
+
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
         info = tarfile.TarInfo("train.jsonl")

@@ -1,6 +1,8 @@
 """Files that are uploaded as datasets: names and forms, and what nobody could read."""
 
+import bz2
 import gzip
+import lzma
 import tarfile
 import tracemalloc
 from collections.abc import Sequence
@@ -29,6 +31,12 @@ from tunesmith.task.v1 import dataset_service_pb2 as pb
         ("a.zip", archive("zip")),
         ("a.tar", archive("tar")),
         ("a.tar.gz", archive("tar.gz")),
+        ("a.tgz", archive("tar.gz")),
+        ("a.tar.bz2", bz2.compress(archive("tar"))),
+        ("a.txz", lzma.compress(archive("tar"))),
+        ("a.jsonl.gz", gzip.compress(ROWS)),
+        ("a.ndjson", ROWS),
+        ("a.tsv", b"question\tanswer\na\tb\n"),
         ("a.parquet", b"PAR1 columns PAR1"),
     ],
 )
@@ -50,6 +58,12 @@ async def test_every_form_is_taken(service: Service, alice: Client, file_name: s
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), {}, "data"),
         ("a.zip", ROWS, {}, "data"),
         ("a.tar.gz", ROWS, {}, "data"),
+        ("a.tgz", archive("tar"), {}, "data"),
+        ("a.tar.xz", archive("tar.gz"), {}, "data"),
+        ("a.tbz2", ROWS, {}, "data"),
+        ("a.csv.gz", ROWS, {}, "data"),
+        ("a.gz", gzip.compress(ROWS), {}, "header.file_name"),
+        ("a.tsv", "a\tb".encode("utf-16"), {}, "data"),
         ("a.parquet", b"PAR", {}, "data"),
         ("a.jsonl", ROWS, {"name": "a\nb", "type": "\0"}, "header.name header.type"),
     ],

@@ -138,7 +138,9 @@ class DatasetHeader(_message.Message):
     type: _builtins.str
     """Kind of data. Empty: "llm"."""
     file_name: _builtins.str
-    """Name of the file; its ending tells how it is read (.jsonl, .json, .csv, .parquet, .txt, .zip, .tar, .tar.gz)."""
+    """Name of the file; its ending tells how it is read (.jsonl, .ndjson, .json, .csv, .tsv, .txt, each also with
+    .gz after it; .parquet, .zip, .tar, .tar.gz, .tar.bz2, .tar.xz).
+    """
     sha256: _builtins.str
     """SHA-256 that the bytes must have. Empty: whatever they have."""
     def __init__(

@@ -121,7 +121,7 @@ def _splits(path: Path, cache: DataCache, roots: AllowedRoots | None, field: str
         entry = cache.get(f"archive-{key_of(VERSION, stamp(path))}", lambda folder: unpack(path, folder))
     except InvalidDataset as error:
         raise _of_field(error, field) from error
-    return find_splits(entry, field=field)
+    return find_splits(entry, field=field, shown=path.name)
 
 
 def _as_jsonl(files: list[Path], cache: DataCache, field: str) -> Path:

@@ -25,12 +25,15 @@ MAX_FILES = 10_000
 Splits = dict[str, list[Path]]
 
 
-def find_splits(directory: Path, *, field: str, may_enter: Callable[[Path], bool] = lambda _: True) -> Splits:
-    """The files of each split; there always are some to train on. Raises InvalidDataset.
+def find_splits(
+    directory: Path, *, field: str, may_enter: Callable[[Path], bool] = lambda _: True, shown: str = ""
+) -> Splits:
+    """The files of each split; there always are some to train on. shown is what messages call the directory.
 
     train.*, valid.* and test.* of any kind, else files whose name or folder says what they are for, else all files.
-    A folder that may not be entered is passed over, so that no message tells what is in it.
+    A folder that may not be entered is passed over, so that no message tells what is in it. Raises InvalidDataset.
     """
+    shown = shown or str(directory)
     if train := _exact(directory, EXACT[TRAIN]):
         return {
             TRAIN: [train],
@@ -38,7 +41,7 @@ def find_splits(directory: Path, *, field: str, may_enter: Callable[[Path], bool
         }
     every = list(islice(_data_files(directory, MAX_DEPTH, may_enter), MAX_FILES + 1))
     if len(every) > MAX_FILES:
-        raise InvalidDataset(Problem(field, f"{directory} holds more than {MAX_FILES} data files"))
+        raise InvalidDataset(Problem(field, f"{shown} holds more than {MAX_FILES} data files"))
     files = _of_best_kind(every)
     splits: Splits = {}
     for file in files:
@@ -49,7 +52,7 @@ def find_splits(directory: Path, *, field: str, may_enter: Callable[[Path], bool
     if TRAIN not in splits:
         found = sorted(entry.name for entry in os.scandir(directory) if not entry.name.startswith("."))
         listed = ", ".join(found[:10]) or "nothing"
-        message = f"{directory} has no train.jsonl; found: {listed}; other kinds are {', '.join(SUFFIXES[1:])}"
+        message = f"{shown} has no train.jsonl; found: {listed}; other kinds are {', '.join(SUFFIXES[1:])}"
         raise InvalidDataset(Problem(field, message), reason="NO_TRAIN_FILE")
     return splits
 

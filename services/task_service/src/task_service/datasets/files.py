@@ -6,8 +6,15 @@ import zipfile
 import zlib
 from pathlib import Path
 
-ENDINGS = (".tar.gz", ".jsonl", ".json", ".csv", ".parquet", ".txt", ".zip", ".tar")
-TEXTS = frozenset({".jsonl", ".json", ".csv", ".txt"})
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text")
+TAR, TAR_GZIP = ".tar", (".tar.gz", ".tgz")
+# What compressed files begin with, by the ending that they are read by.
+BEGINNINGS = {
+    **dict.fromkeys((f"{end}.gz" for end in TEXTS), b"\x1f\x8b"),
+    **dict.fromkeys((".tar.bz2", ".tbz2"), b"BZh"),
+    **dict.fromkeys((".tar.xz", ".txz"), b"\xfd7zXZ\0"),
+}
+ENDINGS = (*TAR_GZIP, *BEGINNINGS, *TEXTS, ".parquet", ".zip", TAR)
 NAME_BYTES = 255
 HEAD_BYTES = 64 * 1024
 PARQUET = b"PAR1"
@@ -38,7 +45,9 @@ def unreadable(path: Path, end: str) -> str:
         return "" if _is_parquet(path) else "it is not a Parquet file"
     if end == ".zip":
         return "" if zipfile.is_zipfile(path) else "it is not a ZIP archive, or is cut off"
-    return "" if _is_tar(path, compressed=end == ".tar.gz") else "it is not a TAR archive"
+    if end in BEGINNINGS:
+        return "" if _begins(path, BEGINNINGS[end]) else f"it is not compressed as {end} says, or is empty"
+    return "" if _is_tar(path, compressed=end in TAR_GZIP) else "it is not a TAR archive"
 
 
 def _not_text(path: Path) -> str:
@@ -74,6 +83,11 @@ def _is_tar(path: Path, *, compressed: bool) -> bool:
     except (tarfile.HeaderError, zlib.error):
         return False
     return True
+
+
+def _begins(path: Path, beginning: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(beginning)) == beginning
 
 
 def _is_parquet(path: Path) -> bool:

@@ -153,8 +153,9 @@ def _named(header: pb.DatasetHeader) -> _Named:
         if _CONTROL.search(text)
     ]
     if not end:
-        message = f"{header.file_name!r} has no ending that tells how to read it: .jsonl, .json, .csv, .parquet, .txt, "
-        problems.append(Problem("header.file_name", f"{message}.zip, .tar or .tar.gz"))
+        kinds = ".jsonl, .json, .csv, .tsv, .parquet, .txt, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
+        message = f"{header.file_name!r} has no ending that tells how to read it: {kinds}"
+        problems.append(Problem("header.file_name", message))
     if problems:
         raise InvalidArgument(problems=problems, reason="DATASET_UNREADABLE")
     return _Named(name[:200], header.type or DEFAULT_TYPE, file_name, end)
