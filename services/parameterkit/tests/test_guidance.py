@@ -1,4 +1,4 @@
-"""The documents' advice as data (T2, T3, T20, T27-T30, F21, C17, C18, C34, M3)."""
+"""The documents' advice as data (T2, T3, T20, T27-T30, F21, F31, F32, F34, C17, C18, C34, M3)."""
 
 import re
 
@@ -78,11 +78,71 @@ def test_every_choice_is_explained(table: guidance.Table, parameter: str) -> Non
     assert sorted(named) == sorted(BY_NAME[parameter].choices)
 
 
-def test_t27_five_remedies_when_memory_runs_out() -> None:
-    texts = [item.en for item in guidance.OUT_OF_MEMORY.items]
-    words = ("batch size", "gradient_checkpointing", "QLoRA", "sequence length", "smaller base model")
-    assert len(texts) == len(words)
-    assert all(word in text for word, text in zip(words, texts, strict=True))
+def in_order(advice: guidance.Advice, *words: tuple[str, str]) -> bool:
+    """Whether an advice has these items, each with its English and its Chinese word, and no others."""
+    items = [(item.en, item.zh) for item in advice.items]
+    return len(items) == len(words) and all(
+        en in item[0] and zh in item[1] for (en, zh), item in zip(words, items, strict=True)
+    )
+
+
+def test_t27_f31_what_helps_when_memory_runs_out() -> None:
+    """T27's five remedies, and those that F31 adds: accumulation for smaller batches, and several GPUs."""
+    assert in_order(
+        guidance.OUT_OF_MEMORY,
+        ("batch size", "批次大小"),
+        ("gradient_checkpointing", "gradient_checkpointing"),
+        ("QLoRA", "QLoRA"),
+        ("sequence length", "序列长度"),
+        ("smaller base model", "较小的基础模型"),
+        ("several GPUs", "多卡"),
+    )
+    first, *_, last = guidance.OUT_OF_MEMORY.items
+    assert "raise gradient_accumulation_steps" in first.en
+    assert "增加 gradient_accumulation_steps" in first.zh
+    # Data-parallel devices hold the whole model each: only sharing it helps.
+    assert "fully_sharded" in last.en
+    assert "fully_sharded" in last.zh
+    assert "fully_sharded" in BY_NAME["parallelism"].choices
+
+
+def test_t28_t29_t30_causes_and_remedies() -> None:
+    assert in_order(
+        guidance.LOSS_NOT_FALLING,
+        ("too low: raise", "太低：增加"),
+        ("too high: lower", "太高：降低"),
+        ("bad quality: clean", "质量差：清洗"),
+        ("prepared wrongly", "预处理错误"),
+    )
+    assert in_order(
+        guidance.OVERFITTING,
+        ("more training data", "增加训练数据"),
+        ("augmentation", "数据增强"),
+        ("dropout", "Dropout"),
+        ("model's complexity", "模型复杂度"),
+        ("early stopping", "早停"),
+    )
+    assert guidance.OVERFITTING.sign is not None
+    assert "training loss falls while the validation loss rises" in guidance.OVERFITTING.sign.en
+    assert in_order(guidance.SLOW, ("GPU", "GPU"), ("mixed precision", "混合精度"), ("SSD", "SSD"))
+
+
+def test_f32_f34_convergence_and_where_to_look_when_a_task_failed() -> None:
+    assert in_order(
+        guidance.CONVERGENCE,
+        ("loss falls", "loss 曲线"),
+        ("validation metrics", "验证集"),
+        ("overfit", "过拟合"),
+        ("early stopping", "早停"),
+    )
+    assert in_order(
+        guidance.FAILED,
+        ("log", "日志"),
+        ("dataset's format", "数据集格式"),
+        ("model's path exists", "模型路径"),
+        ("GPU", "GPU"),
+        ("parameters", "参数"),
+    )
 
 
 def test_no_advice_to_raise_what_has_no_effect() -> None:

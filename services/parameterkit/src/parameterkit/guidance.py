@@ -203,7 +203,7 @@ SCHEDULERS = Table(
         ("`constant_with_warmup`", Text("stays", "带预热的恒定")),
         ("`inverse_sqrt`", Text("falls with the square root of the steps", "逆平方根衰减")),
         ("`reduce_lr_on_plateau`", Text("falls when evaluations no longer improve", "平台期降低")),
-        ("`cosine_with_min_lr`", Text("a cosine that ends at `min_lr_rate`", "带最小学习率的余弦")),
+        ("`cosine_with_min_lr`", Text("a cosine that ends at `min_lr_rate`", "余弦衰减到最小学习率 `min_lr_rate`")),
         ("`warmup_stable_decay`", Text("stays, then falls at the end", "预热-稳定-衰减")),
     ),
 )
@@ -245,6 +245,10 @@ OUT_OF_MEMORY = Advice(
         ),
         Text("reduce the sequence length (max_seq_length)", "减小序列长度 (max_seq_length)"),
         Text("use a smaller base model", "使用较小的基础模型"),
+        Text(
+            "share the model among several GPUs (cuda_visible_devices, parallelism fully_sharded)",
+            "多卡分担模型（cuda_visible_devices，parallelism 设为 fully_sharded）",
+        ),
     ),
 )
 DIVERGED = Advice(
@@ -273,8 +277,8 @@ OVERFITTING = Advice(
     (
         Text("add more training data", "增加训练数据"),
         Text("use data augmentation", "使用数据增强"),
-        Text("increase dropout (lora.dropout)", "增加 Dropout (lora_dropout)"),
-        Text("reduce the model's complexity (lora.r, or a smaller base model)", "降低模型复杂度 (lora_r 或更小的模型)"),
+        Text("increase dropout (lora_dropout)", "增加 Dropout (lora_dropout)"),
+        Text("reduce the model's complexity (lora_r, or a smaller base model)", "降低模型复杂度 (lora_r 或更小的模型)"),
         Text("use early stopping (early_stopping_patience)", "使用早停 (early_stopping_patience)"),
     ),
     Text("The training loss falls while the validation loss rises.", "训练损失下降但验证损失上升。"),

@@ -149,7 +149,7 @@ def bad_data() -> None:
 @pytest.mark.parametrize(
     ("cause", "reason", "retryable", "problems"),
     [
-        (out_of_memory, "OUT_OF_MEMORY", False, 5),
+        (out_of_memory, "OUT_OF_MEMORY", False, 6),
         (disk_full, "DISK_FULL", False, 0),
         (diverged, "LOSS_DIVERGED", False, 1),
         (bad_data, "INVALID_DATASET", False, 2),

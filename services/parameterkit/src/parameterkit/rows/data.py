@@ -41,7 +41,7 @@ ROWS = (
         label_en="Training output directory",
         label_zh="训练输出目录",
         meaning="Directory below an allowed root that receives the finished model. Empty: the platform's own.",
-        description_zh="检查点、日志等训练产物的存储位置；留空则使用平台自己的输出目录",
+        description_zh="允许的根目录之下、接收训练好的模型的目录；留空则使用平台自己的输出目录",
     ),
     _path(
         name="base_model",
