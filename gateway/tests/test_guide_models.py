@@ -160,6 +160,14 @@ async def test_a_model_answers(gateway: Gateway) -> None:
     assert await post(gateway, "test", TEST) == (400, {"detail": "it is a classifier"})
 
 
+async def test_a_prompt_that_is_too_long_is_named_by_the_guides_field(gateway: Gateway) -> None:
+    finished(gateway)
+    text = "the conversation has 9 tokens and the model reads at most 8"
+    gateway.evaluations.error = InvalidArgument(f"messages: {text}", reason="CONVERSATION_TOO_LONG")
+    detail = {"loc": ["body", "prompt"], "msg": text, "type": "value_error"}
+    assert await post(gateway, "test", TEST) == (422, {"detail": [detail]})
+
+
 async def test_an_answer_that_takes_too_long(start_gateway: Any, tmp_path: Path) -> None:
     async with start_gateway(tmp_path, wait_seconds=0.2) as gateway:
         finished(gateway)

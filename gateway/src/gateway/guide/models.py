@@ -16,6 +16,7 @@ from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service
 
 MERGE_FAILED, MERGE_GOES_ON = 500, 202
 SURFACE = "llm_finetuning"
+TOO_LONG = "CONVERSATION_TOO_LONG"
 _RETRY_SECONDS = 1.0
 _NAME_LENGTH = 200
 _NAMES = {"spec.export.output_dir": "output_path"}
@@ -40,7 +41,7 @@ class GuideModels:
         return Download(source, {"content-type": "application/zip", "content-disposition": attachment(name)})
 
     async def answer(self, call: Call, task: task_pb2.Task, prompt: str, max_tokens: int | None) -> str:
-        """What the model of a task says to a prompt. Raises DeadlineExceeded."""
+        """What the model of a task says to a prompt. Raises InvalidArgument for one too long, DeadlineExceeded."""
         request = eval_service_pb2.GenerateRequest(
             task_id=task.id,
             messages=[eval_service_pb2.Message(role="user", content=prompt)],
@@ -53,6 +54,8 @@ class GuideModels:
                 return "".join([response.text async for response in stream])
         except TimeoutError:
             raise DeadlineExceeded(f"the model did not answer within {seconds:g} seconds") from None
+        except InvalidArgument as error:
+            raise _about_prompt(error) from None
         finally:
             stream.cancel()
 
@@ -107,6 +110,14 @@ class GuideModels:
             except (Unavailable, DeadlineExceeded):
                 pass
             await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _about_prompt(error: InvalidArgument) -> InvalidArgument:
+    """The error by the guide's name of what the service calls messages."""
+    if error.reason != TOO_LONG:
+        return error
+    message = error.message.removeprefix("messages: ")
+    return InvalidArgument(reason=error.reason, problems=[Problem("prompt", message)])
 
 
 def _going_on(task_id: str) -> dict[str, str]:
