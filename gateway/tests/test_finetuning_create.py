@@ -1,4 +1,4 @@
-"""Creating tasks on the routes of the fine-tuning tasks document (F9-F14, F23, F30, F35, F36)."""
+"""Creating tasks on the routes of the fine-tuning tasks document (F4, F5, F9-F14, F23, F30, F35, F36)."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.finetuning.arguments import KNOWN_NAMES
+from gateway.finetuning.arguments import ARGUMENTS, KNOWN_NAMES
 from gateway.finetuning.create import Creation
+from parameterkit import Parameter
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, Problem, Unavailable, Unimplemented
 from tunesmith.task.v1 import spec_pb2
 
@@ -103,6 +104,38 @@ async def test_aliases_mean_the_same(gateway: Any) -> None:
     assert spec.language_model.quantization.double_quant
 
 
+# Columns that mean nothing alone.
+GO_WITH = {"prompt_column": {"response_column": "y"}, "response_column": {"prompt_column": "y"}}
+
+
+def other_than_usual(row: Parameter) -> Any:
+    """A value that a parameter takes."""
+    if row.type == "integer":
+        return int(row.limits.at_least or 0) + 3
+    values = {"boolean": True, "number": 0.375, "list": ["x"]}
+    return row.choices[-1] if row.type == "choice" else values.get(row.type, "x")
+
+
+def set_in(spec: Any, row: Parameter) -> Any:
+    """What a spec says of a parameter; of a choice its last word, in lower case."""
+    for name in row.path.split("."):
+        spec = getattr(spec, name)
+    if row.field.enum_type is not None:
+        return row.field.enum_type.values_by_number[spec].name.lower()
+    return list(spec) if row.type == "list" else spec
+
+
+async def test_f5_every_parameter_can_be_set_under_each_of_its_names(gateway: Any) -> None:
+    for row in (row for row in ARGUMENTS if not row.switch):
+        value = other_than_usual(row)
+        with_it = GO_WITH.get(row.name, {"method": "qlora"} if row.methods == ("qlora",) else {})
+        for name in row.names:
+            request = await created(gateway, trainingArgs={name: value, **with_it})
+            told = set_in(request.spec.finetune, row)
+            assert told.endswith(value) if isinstance(value, str) else told == value, name
+            assert f"finetune.{row.path}" not in request.default_fields, f"{name} came from the caller"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -145,7 +178,7 @@ async def test_a_ratio_is_not_shadowed_by_the_default_of_warmup_steps(gateway: A
     assert not training.warmup_steps
 
 
-async def test_f13_gpu_config(gateway: Any) -> None:
+async def test_f4_f13_gpu_config(gateway: Any) -> None:
     config = {"cuda_visible_devices": [0, 1], "memory_optimization": True, "processes": 2}
     spec = (await created(gateway, gpuConfig=config)).spec.finetune
     assert spec.devices.cuda_visible_devices == "0,1"

@@ -1,4 +1,7 @@
-"""The documented /finetuning/* routes, from the request example to a model that loads (F14-F20, F24, F33, F35, F36)."""
+"""The documented /finetuning/* routes, from the request example to a model that loads.
+
+F2, F3, F5, F6, F14-F20, F24, F33-F36.
+"""
 
 import json
 from collections.abc import Iterator
@@ -91,20 +94,38 @@ def test_request_example_runs_to_a_model(finetuning: Finetuning, platform: Platf
     assert list(output.glob("*.safetensors")), "the model is kept when its task is deleted"
 
 
-def test_stop_is_graceful_and_final(finetuning: Finetuning, platform: Platform, workload: Workload) -> None:
+def test_a_task_runs_in_the_background_is_watched_stopped_and_deleted(
+    finetuning: Finetuning, platform: Platform, workload: Workload
+) -> None:
+    """F2, F3, F6, F18, F19: createTask answers before the training, and whoever asked may leave."""
     request = example(workload, platform.data_dir / "outputs" / "stopped", num_train_epochs=200, logging_steps=1)
-    number = finetuning.data("POST", "createTask", json=request)["ID"]
-    wait_until(
-        lambda: finetuning.data("GET", "getTask", params={"id": number})["progress"] > 0, 60, "the training to begin"
-    )
+    with httpx.Client(base_url=platform.url, headers={"x-token": platform.token()}, trust_env=False) as leaving:
+        number = Finetuning(leaving).data("POST", "createTask", json=request)["ID"]
+    task = finetuning.data("GET", "getTask", params={"id": number})
+    assert task["status"] in ("pending", "running")
+    assert task["progress"] < 100
+
+    def grown(before: tuple[float, int]) -> tuple[float, int] | None:
+        """Progress and the lines of the log, once both are more than before."""
+        task = finetuning.data("GET", "getTask", params={"id": number})
+        lines = finetuning.data("GET", "getTaskLog", params={"id": number}).count("\n")
+        assert task["status"] in ("pending", "running"), task["errorMessage"]
+        return (task["progress"], lines) if task["progress"] > before[0] and lines > before[1] else None
+
+    first = wait_until(lambda: grown((0, 0)), 60, "the training to begin")
+    wait_until(lambda: grown(first), 60, "progress and log to go on")
     code, _, message = finetuning.call("POST", "stopTask", params={"id": number})
     assert (code, message) == (0, "任务已停止")
     finetuning.wait_for(number, "stopped")
     code, _, message = finetuning.call("POST", "stopTask", params={"id": number})
     assert (code, message) == (7, "停止任务失败: 任务未在运行中")
+    assert finetuning.call("DELETE", "deleteTask", params={"id": number}) == (0, {}, "删除成功")
+    for route in ("getTask", "getTaskLog"):
+        assert finetuning.call("GET", route, params={"id": number})[0] == 7, f"{route} of a deleted task"
 
 
 def test_every_problem_of_a_request_is_named_at_once(finetuning: Finetuning, workload: Workload) -> None:
+    """F5, F34: parameters."""
     code, _, message = finetuning.call(
         "POST",
         "createTask",
@@ -121,6 +142,7 @@ def test_every_problem_of_a_request_is_named_at_once(finetuning: Finetuning, wor
 
 
 def test_bad_model_and_bad_data_are_named_at_once(finetuning: Finetuning, workload: Workload) -> None:
+    """F34: the format of the data, and the model."""
     data = workload.dataset.parent / "bad"
     data.mkdir(exist_ok=True)
     (data / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"question": "a"}\nnot json\n')

@@ -1,4 +1,4 @@
-"""A task that names GPUs, on machines with none and with another one, as the deployment allows."""
+"""A task that names GPUs, on machines with none and with another one, as the deployment allows (F4, F34)."""
 
 from pathlib import Path
 
@@ -41,4 +41,7 @@ def test_named_gpus(
     found = SpecChecks(
         roots, BaseModels(roots), DatasetChecks(DataCache(tmp_path / "cache")), cpu_fallback=cpu_fallback
     ).check(spec)
-    assert (FIELD in {problem.field for problem in found.problems}) is refused
+    told = [problem.message for problem in found.problems if problem.field == FIELD]
+    assert bool(told) is refused
+    missing = next((name for name in ("0", "1") if name not in present), "")
+    assert all(missing in message for message in told), "the GPU that is not there is named"

@@ -1,4 +1,4 @@
-"""Which devices a job gets, and what it is told of them."""
+"""Which devices a job gets, and what it is told of them (F4)."""
 
 import json
 from pathlib import Path
