@@ -58,6 +58,10 @@ async def test_f7_fields_that_are_set(gateway: Any) -> None:
     assert (document["startedAt"], document["finishedAt"]) == (1_700_000_000, 1_700_000_100)
     assert document["errorMessage"] == "out of memory\nlower the batch size"
     assert json.loads(document["metrics"]) == {"loss": 1.5, "accuracy": "NaN"}
+    task.error.message = "lower the batch size; raise the rank"
+    task.error.problems.append("raise the rank")
+    _, document, _ = await gateway.finetuning("GET", "getTask", params={"id": 7})
+    assert document["errorMessage"] == task.error.message, "nothing is told twice"
 
 
 @pytest.mark.parametrize("data", ["/data/medicalqa", "a" * 26, "s3://bucket/key", "hf://tatsu-lab/alpaca"])

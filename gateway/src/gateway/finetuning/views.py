@@ -1,12 +1,12 @@
 """A task as this surface shows it; what is not set is null."""
 
 import json
-import math
 from typing import Any
 
 from gateway.finetuning.arguments import GPU_CONFIG, TRAINING_ARGS
 from gateway.finetuning.command import COMMAND, equivalent
 from gateway.finetuning.create import LABEL_PREFIX
+from gateway.guide.views import error_text, percent
 from gateway.native.encode import encode_double, encode_timestamp
 from parameterkit.values import dataset_name
 from tunesmith.task.v1 import task_pb2
@@ -33,7 +33,7 @@ def task_document(task: task_pb2.Task) -> dict[str, Any]:
         "description": task.description or None,
         "userID": task.owner_number or None,
         "status": STATUS_OF_STATE.get(task.state, "pending"),
-        "progress": _percent(task),
+        "progress": percent(task),
         "baseModel": spec.base_model,
         "datasetPath": dataset_name(spec.dataset),
         "outputPath": spec.output_dir or task.output_dir or None,
@@ -41,7 +41,7 @@ def task_document(task: task_pb2.Task) -> dict[str, Any]:
         GPU_CONFIG: task.labels.get(LABEL_PREFIX + GPU_CONFIG),
         COMMAND: task.labels.get(LABEL_PREFIX + COMMAND) or equivalent(task),
         "logPath": f"tasks/{task.id}/log.txt" if task.attempt else None,
-        "errorMessage": _error(task),
+        "errorMessage": error_text(task),
         "startedAt": _seconds(task, "start_time"),
         "finishedAt": _seconds(task, "end_time"),
         "pid": task.pid or None,
@@ -55,20 +55,6 @@ def _time(task: Any, field: str) -> str | None:
 
 def _seconds(task: Any, field: str) -> int | None:
     return int(getattr(task, field).seconds) if task.HasField(field) else None
-
-
-def _percent(task: task_pb2.Task) -> float:
-    if task.state == task_pb2.STATE_COMPLETED:
-        return 100.0
-    percent = task.progress.percent
-    return min(max(percent, 0.0), 100.0) if math.isfinite(percent) else 0.0
-
-
-def _error(task: task_pb2.Task) -> str | None:
-    if not task.HasField("error"):
-        return None
-    lines = [task.error.message, *task.error.problems]
-    return "\n".join(line for line in lines if line) or task.error.reason or None
 
 
 def _metrics(task: task_pb2.Task) -> str | None:

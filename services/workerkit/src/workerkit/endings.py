@@ -61,8 +61,8 @@ class Failed:
         return facts.Fact(failed=facts.AttemptFailed(error=error, retryable=self.retryable))
 
     def __str__(self) -> str:
-        lines = [f"failed: {self.message}", *(f"  - {problem}" for problem in self.problems)]
-        return "\n".join(lines)
+        more = (f"  - {problem}" for problem in self.problems if problem not in self.message)
+        return "\n".join((f"failed: {self.message}", *more))
 
 
 @dataclass(frozen=True, slots=True)
