@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval_service import scores, suites
-from eval_service.generation.engine.prompts import Prompts, end_tokens
+from eval_service.generation.engine.prompts import Prompts, end_tokens, opening_of
 from eval_service.generation.engine.sampling import Sampling
-from eval_service.generation.engine.text import FirstSpace
+from eval_service.generation.engine.text import Opening
 from eval_service.recipes.job import Job
 from eval_service.recipes.model import Loaded
 from eval_service.recipes.progress import Progress
@@ -72,9 +72,20 @@ class Scorer:
         """The text of an answer to each sample."""
         tokens = write_answers(self._loaded.model, self._samples.prompts, writing, self._counting(writing.max_tokens))
         texts = [self._loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
-        taught = self._prompts.before_reply if self._prompts else ""
-        answers = [FirstSpace(taught).add(text) for text in texts]
+        opening = self._opening()
+        answers = [without(opening, text) for text in texts]
         return [cut(answer, self._job.answering.stop).strip() for answer in answers]
+
+    def _opening(self) -> str:
+        """What answers begin with because the template writes it."""
+        tokenizer: Any = self._loaded.tokenizer
+        if self._prompts is None:
+            return ""
+        return opening_of(
+            self._prompts,
+            lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
+            lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True)),
+        )
 
     def _written_so(self, prompts: Prompts) -> Writing:
         tokenizer, answering = self._loaded.tokenizer, self._job.answering
@@ -105,6 +116,12 @@ class Scorer:
             written += 1
 
         return between
+
+
+def without(opening: str, text: str) -> str:
+    """A whole answer without what it was taught to begin with."""
+    taught = Opening(opening)
+    return taught.add(text) + taught.end()
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

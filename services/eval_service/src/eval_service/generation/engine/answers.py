@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from eval_service.generation.engine.engines import Engine, Prompt
 from eval_service.generation.engine.errors import ConversationRefused
 from eval_service.generation.engine.sampling import Sampler, Sampling
-from eval_service.generation.engine.text import FirstSpace, StopTexts, TextStream
+from eval_service.generation.engine.text import Opening, StopTexts, TextStream
 from modelkit.datasets import Message
 
 STOP, LENGTH = "stop", "length"
@@ -37,7 +37,7 @@ class Answer:
         self._chunk = engine.chunk
         self._sampler = Sampler(wish.sampling, prompt.tokens, engine.vocabulary)
         self._text = TextStream(prompt.decode, prompt.lead)
-        self._space = FirstSpace(prompt.first_space)
+        self._opening = Opening(prompt.opening)
         self._stops = StopTexts(wish.stop)
         self.finish_reason = ""
         self.completion_tokens = 0
@@ -67,7 +67,7 @@ class Answer:
         if token in self._prompt.ends:
             return self._finish(STOP)
         self._unread = [token]
-        text = self._stops.add(self._space.add(self._text.add(token)))
+        text = self._stops.add(self._opening.add(self._text.add(token)))
         if self._stops.found:
             self.finish_reason = STOP
         elif self.completion_tokens >= self._most:
@@ -75,7 +75,8 @@ class Answer:
         return text
 
     def _finish(self, reason: str) -> str:
-        text = self._stops.add(self._space.add(self._text.end())) + self._stops.end()
+        last = self._opening.add(self._text.end()) + self._opening.end()
+        text = self._stops.add(last) + self._stops.end()
         self.finish_reason = STOP if self._stops.found else reason
         return text
 

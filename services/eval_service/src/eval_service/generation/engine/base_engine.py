@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from eval_service.generation.engine.adapters import Variant, Variants
 from eval_service.generation.engine.engines import Prompt
-from eval_service.generation.engine.prompts import Prompts, end_tokens
+from eval_service.generation.engine.prompts import Prompts, end_tokens, opening_of
 from eval_service.generation.memory import CONTEXT_NAMES
 from modelkit.datasets import Message
 from modelkit.loading import load_config, load_model, load_tokenizer, quieten
@@ -35,11 +35,16 @@ def compute_format(stored: str, device: torch.device) -> torch.dtype:
 
 @dataclass(slots=True)
 class Voice:
-    """How a variant reads conversations: its own tokenizer and template."""
+    """How a variant reads conversations: its own tokenizer and template. opening is what the template lets answers
+    begin with."""
 
     tokenizer: Any
     prompts: Prompts
     ends: frozenset[int]
+    opening: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.opening = opening_of(self.prompts, self.encode, self.decode)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; those that a tokenizer puts around one only where no template writes them."""
@@ -128,7 +133,7 @@ class BaseEngine:
         voice = self._voices[variant]
         tokens = voice.encode(voice.prompts.text(messages))
         lead = tokens[-LEAD:] if voice.prompts.continues else []
-        return Prompt(tokens, voice.ends, lead, voice.decode, voice.prompts.before_reply)
+        return Prompt(tokens, voice.ends, lead, voice.decode, voice.opening)
 
     def begin(self, variant: str, tokens: Sequence[int]) -> _Session:
         """Takes up the conversation that is remembered best, if any; others are forgotten to make room for it."""

@@ -13,14 +13,14 @@ from modelkit.datasets import Message
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation as tokens. ends are the tokens that end an answer; lead are the tokens before the answer on which
-    its first space depends, empty where an answer begins anew. decode makes text of tokens. first_space is white space
-    of the template with which answers begin."""
+    its first space depends, empty where an answer begins anew. decode makes text of tokens. opening is what answers
+    begin with because the template writes it."""
 
     tokens: list[int]
     ends: frozenset[int]
     lead: list[int]
     decode: Callable[[Sequence[int]], str]
-    first_space: str = ""
+    opening: str = ""
 
 
 class Session(Protocol):

@@ -7,7 +7,7 @@ import torch
 
 from eval_service.generation.engine.engines import Prompt
 from eval_service.generation.engine.llama import LlamaModel
-from eval_service.generation.engine.prompts import Prompts, end_tokens
+from eval_service.generation.engine.prompts import Prompts, end_tokens, opening_of
 from modelkit.datasets import Message
 from modelkit.errors import InvalidModel, Problem
 
@@ -46,6 +46,7 @@ class GgufEngine:
         self._ends = end_tokens(
             [model.ends()], self._prompts, lambda text: model.tokens_of(text, add_special=False), model.is_special
         )
+        self._opening = opening_of(self._prompts, lambda text: model.tokens_of(text, add_special=False), model.text_of)
         self._read: list[int] = []
         self._whole = 0
 
@@ -63,7 +64,7 @@ class GgufEngine:
         if continues and len(tokens) > 1 and tokens[-1] == self._model.bounds[1]:
             tokens.pop()
         lead = tokens[-LEAD:] if continues else []
-        return Prompt(tokens, self._ends, lead, self._model.text_of, self._prompts.before_reply)
+        return Prompt(tokens, self._ends, lead, self._model.text_of, self._opening)
 
     def begin(self, variant: str, tokens: Sequence[int]) -> _Session:
         """Keeps what the last conversation's prompt shares with this one, in whole chunks."""

@@ -41,9 +41,8 @@ class Prompts:
 
     @cached_property
     def before_reply(self) -> str:
-        """White space that the template writes between what is read and a reply, so that answers begin with it.
-
-        Empty where it writes none, writes more than that, or refuses.
+        """What the template writes between what is read and a reply, so that answers begin with it: white space, or
+        room for thoughts. Empty where it writes nothing, and where it refuses.
         """
         if self._template is None:
             return ""
@@ -54,7 +53,7 @@ class Prompts:
         except InvalidTemplate:
             return ""
         between, found, _ = whole.removeprefix(read).partition(PROBE[1]["content"])
-        return between if found and whole.startswith(read) and between.isspace() else ""
+        return between if found and whole.startswith(read) else ""
 
     def after_reply(self) -> str:
         """What the template writes after a reply; empty without one, and where it refuses."""
@@ -65,6 +64,12 @@ class Prompts:
                 return self._template.render(PROBE).rpartition(PROBE[1]["content"])[2]
         except InvalidTemplate:
             return ""
+
+
+def opening_of(prompts: Prompts, encode: Callable[[str], list[int]], decode: Callable[[Sequence[int]], str]) -> str:
+    """What the template writes at the beginning of replies, as tokens say it: special ones are no text."""
+    text = prompts.before_reply
+    return text if not text or text.isspace() else decode(encode(text))
 
 
 def end_tokens(

@@ -41,19 +41,28 @@ class TextStream:
         return text[len(before) :]
 
 
-class FirstSpace:
-    """Takes white space away with which an answer begins, as far as it is that which the template has taught."""
+class Opening:
+    """Takes away with what an answer begins because the template has taught it so: the whole of that, or as much white
+    space as an answer shares with it."""
 
     def __init__(self, taught: str) -> None:
-        self._left = taught
+        self._taught = taught
+        self._held = ""
 
     def add(self, text: str) -> str:
-        """The text without it."""
-        while text and self._left and text[0] == self._left[0]:
-            text, self._left = text[1:], self._left[1:]
-        if text:
-            self._left = ""
-        return text
+        """What is certain not to belong to it."""
+        if not self._taught:
+            return text
+        self._held += text
+        return "" if self._taught.startswith(self._held) else self.end()
+
+    def end(self) -> str:
+        """What was held back, at the end of an answer."""
+        text, taught = self._held, self._taught
+        pairs = enumerate(zip(text, taught, strict=False))
+        shared = next((at for at, (one, other) in pairs if one != other), min(len(text), len(taught)))
+        self._held = self._taught = ""
+        return text[shared:] if shared == len(taught) or taught[:shared].isspace() else text
 
 
 class StopTexts:

@@ -1,4 +1,4 @@
-"""White space that a template writes before a reply is no part of an answer."""
+"""What a template writes before a reply is no part of an answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ import torch
 
 from eval_service.generation.engine.answers import Answer, Wish
 from eval_service.generation.engine.engines import Prompt
-from eval_service.generation.engine.prompts import Prompts
+from eval_service.generation.engine.prompts import Prompts, opening_of
 from eval_service.generation.engine.sampling import Sampling
-from eval_service.generation.engine.text import FirstSpace
+from eval_service.generation.engine.text import Opening
 from modelkit.chatglm.tokenizer import CHATGLM2_TEMPLATE, CHATGLM3_TEMPLATE
 from modelkit.datasets import Message
 from modelkit.scratch import chat_templates
 from modelkit.templates import FALLBACK
 
+EMPTY = "<think>\n\n</think>\n\n"
 REFUSING = "{{ raise_exception('no') }}"
 THINKING = """\
 {%- for m in messages %}<|im_start|>{{ m.role }}
@@ -31,7 +32,7 @@ SILENT = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else
 
 
 @pytest.mark.parametrize(
-    ("template", "space"),
+    ("template", "opening"),
     [
         (CHATGLM3_TEMPLATE, "\n "),
         (CHATGLM2_TEMPLATE, ""),
@@ -40,14 +41,22 @@ SILENT = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else
         (chat_templates.CHATML, ""),
         (chat_templates.PHI, ""),
         (FALLBACK, ""),
-        (THINKING, ""),
+        (THINKING, "<think>\n\n</think>\n\n"),
         (SILENT, ""),
         (REFUSING, ""),
         ("", ""),
     ],
 )
-def test_it_is_found_where_the_template_writes_nothing_else(template: str, space: str) -> None:
-    assert Prompts(template, {"bos_token": "<s>", "eos_token": "</s>"}).before_reply == space
+def test_it_is_what_the_template_writes_between_question_and_reply(template: str, opening: str) -> None:
+    assert Prompts(template, {"bos_token": "<s>", "eos_token": "</s>"}).before_reply == opening
+
+
+def test_special_tokens_in_it_are_no_text() -> None:
+    def decode(tokens: Sequence[int]) -> str:
+        return "".join(map(chr, tokens)).replace("<think>", "")
+
+    prompts = Prompts(THINKING, {})
+    assert opening_of(prompts, lambda text: list(map(ord, text)), decode) == "\n\n</think>\n\n"
 
 
 @pytest.mark.parametrize(
@@ -59,11 +68,15 @@ def test_it_is_found_where_the_template_writes_nothing_else(template: str, space
         ("\n ", ["\n \n Hello"], "\n Hello"),
         ("\n ", [" Hello"], " Hello"),
         ("", ["\n Hello"], "\n Hello"),
+        (EMPTY, ["<think>", "\n\n", "</think>", "\n\n", "Hello"], "Hello"),
+        (EMPTY, ["<think>\n", "Hm\n</think>"], "<think>\nHm\n</think>"),
+        (EMPTY, ["<think>", "\n"], "<think>\n"),
+        (EMPTY, ["Hello"], "Hello"),
     ],
 )
 def test_no_more_than_was_taught_is_taken_away(taught: str, pieces: list[str], expected: str) -> None:
-    space = FirstSpace(taught)
-    assert "".join(map(space.add, pieces)) == expected
+    opening = Opening(taught)
+    assert "".join(map(opening.add, pieces)) + opening.end() == expected
 
 
 @dataclass
@@ -71,7 +84,7 @@ class Script:
     """Writes texts one after the other, each by a token of its own, then ends."""
 
     texts: Sequence[str]
-    first_space: str
+    opening: str
     at_once: int = 1
     context: int = 64
     chunk: int = 8
@@ -87,7 +100,7 @@ class Script:
 
     def prompt(self, variant: str, messages: Sequence[Message]) -> Prompt:
         end = frozenset({len(self.texts)})
-        return Prompt([0], end, [], lambda tokens: "".join(self.texts[token] for token in tokens), self.first_space)
+        return Prompt([0], end, [], lambda tokens: "".join(self.texts[token] for token in tokens), self.opening)
 
     def begin(self, variant: str, tokens: Sequence[int]) -> "Script":
         return self
@@ -104,8 +117,8 @@ class Script:
 
 def test_an_answer_begins_behind_it_and_no_stop_text_is_found_in_it() -> None:
     wish = Wish("", [], Sampling(temperature=0.0, repetition_penalty=1.0), 10, ["\n"])
-    for space, expected in (("\n ", "Hello you"), ("", "")):
-        answer, told = Answer(Script(["\n", " Hello", " you", "\nmore"], space), wish), ""
+    for opening, expected in (("\n ", "Hello you"), ("", "")):
+        answer, told = Answer(Script(["\n", " Hello", " you", "\nmore"], opening), wish), ""
         while not answer.finish_reason:
             told += answer.step()
         assert (told, answer.finish_reason) == (expected, "stop")
