@@ -328,11 +328,11 @@ SIMPLE = st.one_of(
     st.text(max_size=4),
     st.sampled_from(["nf4", "qlora", "full", "0,1", "--epochs=3", "a" * 26, "s3://b/k", '{"epochs": 1}', "steps"]),
 )
-ARGUMENTS = st.dictionaries(st.sampled_from(ARGUMENT_NAMES), SIMPLE | st.lists(SIMPLE, max_size=2), max_size=6)
+ANY_ARGUMENTS = st.dictionaries(st.sampled_from(ARGUMENT_NAMES), SIMPLE | st.lists(SIMPLE, max_size=2), max_size=6)
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.dictionaries(st.sampled_from(TOP_NAMES), SIMPLE | ARGUMENTS, max_size=8), st.booleans(), st.booleans())
+@given(st.dictionaries(st.sampled_from(TOP_NAMES), SIMPLE | ANY_ARGUMENTS, max_size=8), st.booleans(), st.booleans())
 def test_any_body_is_understood_or_refused(document: dict[str, Any], complete: bool, command_allowed: bool) -> None:
     creation = Creation({**document, **MINIMAL} if complete else document, command_allowed)
     creation.request.SerializeToString()
