@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from servicekit.outbox import Outbox
 from task_service.convert import task_message
 from task_service.database import lifecycles
-from task_service.database.models import AttemptRow, TaskDependencyRow, TaskRow, TaskSpecRow
+from task_service.database.models import AttemptRow, GarbageRow, TaskDependencyRow, TaskRow, TaskSpecRow
 from task_service.database.tasks import TaskDetails
-from task_service.domain.lifecycle import Change, Lifecycle, Outcome, State, dependency_failed
+from task_service.domain.lifecycle import AttemptEnd, Change, Lifecycle, Outcome, State, dependency_failed
 from task_service.events import Announcer
 from tunesmith.task.v1 import task_pb2
 
@@ -19,6 +19,10 @@ ENDS_DEPENDENTS = {
     Change.STOPPED: "was stopped",
     Change.DELETED: "was deleted",
 }
+# Of the last the reaper takes everything.
+LEAVES_NOTHING = (AttemptEnd.COMPLETED, AttemptEnd.DELETED)
+# Far beyond any lease: until then a worker that has not heard of the end may write, and its last facts may come.
+LEFTOVER_MICROSECONDS = 15 * 60 * 1_000_000
 
 
 class Recorder:
@@ -60,6 +64,9 @@ class Recorder:
             .where(AttemptRow.task_number == row.number, AttemptRow.attempt == attempt)
             .values(outcome=str(outcome.attempt_end), reason=outcome.reason, end_time=self.now)
         )
+        if outcome.attempt_end not in LEAVES_NOTHING:
+            prefix = f"tasks/{row.id}/attempts/{attempt}/"
+            self._session.add(GarbageRow(prefix=prefix, due_time=self.now + LEFTOVER_MICROSECONDS))
 
     async def _dependents(self, task_id: str) -> list[TaskRow]:
         await self._session.flush()
