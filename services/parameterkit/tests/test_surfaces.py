@@ -187,8 +187,8 @@ def test_m30_switches_show_what_a_form_starts_with() -> None:
         assert not {row.name for row in PARAMETERS if row.switch} - set(effective_defaults(surface))
 
 
-def test_m34_pretraining_in_the_studio_has_no_adapter_and_hides_its_parameters() -> None:
-    assert defaults("studio", "supervised")["method"] == "lora"
+def test_m5_m34_pretraining_in_the_studio_has_no_adapter_and_hides_its_parameters() -> None:
+    assert defaults("studio", "supervised")["method"] == "lora", "M5"
     for word in ("pretraining", "pretrain"):
         assert defaults("studio", word)["method"] == "full"
     assert not {row.name for row in shown("studio", "pretrain")} & {"use_lora", "lora_r", "method", "use_4bit"}
