@@ -142,6 +142,29 @@ async def test_a_form_with_its_data(gateway: Gateway, route: str, rank: int) -> 
     assert (model.method, list(model.lora.target_modules)) == (spec_pb2.METHOD_QLORA, ["q_proj", "v_proj"])
 
 
+async def test_fields_that_come_several_times_are_lists(gateway: Gateway) -> None:
+    """As programs send lists in forms; of what is no list there may be one."""
+    fields: dict[str, Any] = {"base_model": "phi-2", "target_modules": ["q_proj", "k_proj"], "lora_r": ["4", "4"]}
+    files = {"dataset": ("train.jsonl", b"{}")}
+    response = await gateway.client.post("/api/llm-finetuning/lora", data=fields, files=files)
+    assert response.status_code == 200, response.text
+    request = gateway.tasks.requests[-1]
+    assert isinstance(request, CreateTaskRequest)
+    lora = request.spec.finetune.language_model.lora
+    assert (list(lora.target_modules), lora.r) == (["q_proj", "k_proj"], 4)
+    fields |= {"epochs": ["1", "2"], "name": ["a", "b"]}
+    response = await gateway.client.post("/api/llm-finetuning/lora", data=fields, files=files)
+    assert response.status_code == 422
+    assert [detail["loc"][1] for detail in response.json()["detail"]] == ["epochs", "name"]
+
+
+async def test_of_several_files_none_is_passed_over(gateway: Gateway) -> None:
+    files = [("file", (name, b"{}")) for name in ("a.jsonl", "b.jsonl")]
+    response = await gateway.client.post("/api/llm-finetuning/data/upload", files=files)
+    assert (response.status_code, response.json()["detail"][0]["loc"]) == (422, ["body", "file"])
+    assert not gateway.datasets.headers
+
+
 async def test_problems_of_the_data_are_about_the_file(gateway: Gateway) -> None:
     """The rows are known only with the file; before it comes, nothing is said of the dataset."""
     gateway.tasks.spec_problems = [Problem("finetune.dataset.path", "line 2: there is no response")]

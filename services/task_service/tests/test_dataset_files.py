@@ -79,6 +79,12 @@ async def test_what_nobody_could_read_is_refused(
 
 
 @sqlite_only
+@pytest.mark.parametrize(("name", "kept"), [("", "a"), ("  ", "a"), (" b c ", "b c")])
+async def test_a_dataset_has_a_name_that_can_be_seen(alice: Client, name: str, kept: str) -> None:
+    assert (await upload(alice, ROWS, "a.jsonl", name=name)).name == kept
+
+
+@sqlite_only
 async def test_the_first_message_describes_the_file_and_no_other(alice: Client) -> None:
     header, data = (
         pb.UploadDatasetRequest(header=pb.DatasetHeader(file_name="a.txt")),

@@ -37,10 +37,23 @@ class FormFile:
 
 @dataclass(slots=True)
 class Form:
-    """Fields and files by their names; the last of several with one name counts."""
+    """Fields and files by their names; a field that is there several times with different texts is a list of them."""
 
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str | list[str]] = field(default_factory=dict)
     files: dict[str, FormFile] = field(default_factory=dict)
+
+    def add(self, name: str, text: str) -> None:
+        """Adds a field."""
+        known = self.fields.get(name, text)
+        texts = [known] if isinstance(known, str) else known
+        self.fields[name] = known if text in texts else [*texts, text]
+
+    def text(self, name: str) -> str:
+        """The text of a field, empty when it is not there. Raises InvalidArgument when there are several."""
+        text = self.fields.get(name, "")
+        if isinstance(text, list):
+            raise InvalidArgument(problems=[Problem(name, f"one text was expected, not {len(text)}")])
+        return text
 
     def file(self, name: str) -> FormFile:
         """The file with a name. Raises InvalidArgument when there is none, or when it is empty."""
@@ -167,6 +180,9 @@ class _Reader:
         if not self._name:
             raise InvalidArgument(problems=[Problem("", "a part of the form has no name")])
         if b"filename" in options:
+            if self._name in self._form.files:
+                message = "one file was expected; pack several into a ZIP archive"
+                raise InvalidArgument(problems=[Problem(self._name, message)])
             file = await asyncio.to_thread(self._spool.open)
             self.opened.append(file)
             self._file = FormFile(options[b"filename"].decode(errors="replace"), file)
@@ -191,7 +207,7 @@ class _Reader:
             self._form.files[self._name] = self._file
         elif self._text is not None:
             try:
-                self._form.fields[self._name] = self._text.decode()
+                self._form.add(self._name, self._text.decode())
             except UnicodeDecodeError:
                 raise InvalidArgument(problems=[Problem(self._name, "is not text in UTF-8")]) from None
         self._file = self._text = None

@@ -75,7 +75,7 @@ class Training:
     async def upload_dataset(self, call: Call) -> Any:
         """POST datasets/upload: a form of file, name and type."""
         async with read_form(call) as form:
-            file, name, kind = form.file("file"), form.fields.get("name", ""), form.fields.get("type", "")
+            file, name, kind = form.file("file"), form.text("name"), form.text("type")
             dataset = await uploads.store(self.tasks.datasets.UploadDataset, call, file, "file", name=name, kind=kind)
         return views.dataset_document(dataset)
 

@@ -146,7 +146,7 @@ def _named(header: pb.DatasetHeader) -> _Named:
     """How the dataset is called. Raises InvalidArgument with everything that is wrong with that."""
     file_name = clean_file_name(header.file_name)
     end = ending(file_name)
-    name = header.name or file_name.removesuffix(file_name[len(file_name) - len(end) :])
+    name = header.name.strip() or file_name.removesuffix(file_name[len(file_name) - len(end) :])
     problems = [
         Problem(f"header.{field}", "must not contain control characters")
         for field, text in (("name", header.name), ("type", header.type))
