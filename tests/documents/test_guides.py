@@ -7,10 +7,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from gateway.setup import describe
 from scripts import check_docs
@@ -126,24 +128,25 @@ def printed_commands() -> Iterator[tuple[str, list[str]]]:
                     yield f"{page.name}: {line}", shlex.split(line, comments=True)[1:]
 
 
-def read_words(command: click.Command, words: list[str]) -> None:
-    """Reads words as the command does, without running it. Raises click.UsageError for those that it does not know."""
+def read_words(command: Any, words: list[str]) -> None:
+    """Reads words as the command does, without running it. Raises its own errors for those that it does not know."""
     context = command.make_context(command.name, list(words))
-    if isinstance(command, click.Group):
-        _, inner, rest = command.resolve_command(context, [*context.protected_args, *context.args])
-        assert inner is not None
+    if isinstance(command, TyperGroup):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         read_words(inner, rest)
 
 
 def test_every_command_that_is_printed_is_understood() -> None:
     command = typer.main.get_command(app)
+    with pytest.raises(TyperException, match="No such option"):
+        read_words(command, ["tasks", "list", "--no-such-option"])
     printed = list(printed_commands())
     assert len(printed) > 60
     for line, words in printed:
         try:
             read_words(command, words)
-        except click.UsageError as error:
-            pytest.fail(f"{line}: {error.format_message()}")
+        except TyperException as error:
+            pytest.fail(f"{line}: {error}")
 
 
 def printed_routes() -> Iterator[tuple[str, str, str]]:
