@@ -266,6 +266,12 @@ async def test_a_training_goes_on_from_another_tasks_stored_checkpoint(
     other.finetune.resume_from_checkpoint = spec.finetune.resume_from_checkpoint
     with pytest.raises(InvalidArgument, match=r"training\.optim was 'adamw_torch' there and is 'sgd' now$"):
         await alice.create(spec=other)
+    other = language_model_spec(
+        lr_scheduler_type="reduce_lr_on_plateau", eval_strategy=spec_pb2.INTERVAL_STRATEGY_STEPS
+    )
+    other.finetune.resume_from_checkpoint = spec.finetune.resume_from_checkpoint
+    with pytest.raises(InvalidArgument, match=r"training\.lr_scheduler_type was 'linear' there and is 'reduce_lr_on"):
+        await alice.create(spec=other)
     spec.finetune.resume_from_checkpoint = f"tasks/{first.id}/attempts/1/checkpoint-7"
     with pytest.raises(InvalidArgument, match="checkpoint-7"):
         await alice.create(spec=spec)

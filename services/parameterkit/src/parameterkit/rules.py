@@ -22,18 +22,6 @@ SHADOWED_BY = {"warmup_steps": "warmup_ratio", "fp16": "bf16"}
 # A default that is the value of another parameter.
 DERIVED = {"per_device_eval_batch_size": "per_device_train_batch_size", "eval_steps": "logging_steps"}
 
-# What the weights and states of a checkpoint depend on: with another of these there is nothing to go on from.
-CHECKPOINT_DEPENDS_ON = (
-    "language_model.method",
-    "language_model.objective",
-    "language_model.labels",
-    "language_model.lora.r",
-    "language_model.lora.target_modules",
-    "language_model.lora.bias",
-    "training.optim",
-)
-ADAPTER_ONLY = "language_model.lora."
-
 # What a person should know of this module.
 PRECEDENCE = (
     Text("`warmup_steps` above 0 wins over `warmup_ratio`.", "`warmup_steps` 大于 0 时优先于 `warmup_ratio`。"),

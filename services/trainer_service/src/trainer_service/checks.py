@@ -13,13 +13,13 @@ from modelkit.datasets import DataCache, DatasetFiles, Reading, splitting
 from modelkit.errors import ModelkitError
 from modelkit.identity import BASE_NAME, BASE_SHA256, recorded_origin, weights_sha256
 from modelkit.paths import AllowedRoots
+from parameterkit.continuation import refusals
 from parameterkit.values import checkpoint_task
 from servicekit.errors import Problem, Unimplemented
 from trainer_service.devices import gpus
 from trainer_service.recipes.checkpoint_files import missing_from
-from trainer_service.recipes.comparison import other_base, refusals
 from trainer_service.recipes.config import Finetune
-from trainer_service.recipes.identity import parameters_of
+from trainer_service.recipes.identity import other_base, parameters_of
 from trainer_service.recipes.support import unfit, unsupported, without_effect
 from tunesmith.task.v1 import spec_pb2
 from workerkit.child.errors import InvalidJob

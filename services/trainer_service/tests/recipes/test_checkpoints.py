@@ -1,6 +1,7 @@
 """Checkpoints are copied in memory and written beside training: whole or not at all, one at a time (faults 25)."""
 
 import errno
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from modelkit.scratch import FAMILIES
 from tests.support.waiting import wait_until
 from trainer_service.recipes import saving, snapshots
-from trainer_service.recipes.background import Background
+from trainer_service.recipes.background import NICENESS, Background
 from trainer_service.recipes.config import Training
 from trainer_service.recipes.failures import OUTLOOK
 from trainer_service.recipes.identity import origin_of
@@ -72,6 +73,23 @@ def test_work_in_the_background_is_one_at_a_time_and_its_failure_is_told_once() 
     with pytest.raises(OSError, match="broken"):
         background.wait()
     background.wait()
+
+
+@pytest.mark.parametrize("more", [0, 10, 19])
+def test_work_in_the_background_never_gains_priority(more: int) -> None:
+    """To lower a niceness needs a privilege: a platform that was started with `nice` would save no checkpoint."""
+    found: list[int] = []
+
+    def start() -> None:
+        found.append(os.nice(more))
+        background = Background("work")
+        background.start(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        background.wait()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(30)
+    assert found[1] == min(found[0] + NICENESS, 19)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(jobs: JobFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
 """A training that goes on from a stored checkpoint, which it names as lists of checkpoints do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from parameterkit import rules
+from parameterkit.continuation import compared, refusals
 from parameterkit.values import checkpoint_task
 from servicekit.errors import InvalidArgument, Problem
 from servicekit.identity import Principal
@@ -33,19 +33,8 @@ async def checkpoint_problems(session: AsyncSession, principal: Principal, spec:
         return [Problem(FIELD, message)]
     stored = await session.get_one(TaskSpecRow, checkpoint.task_number)
     before = spec_pb2.TaskSpec.FromString(stored.spec).finetune
-    return [Problem(FIELD, f"{name} is of another training: {text}") for text in _differences(before, spec.finetune)]
-
-
-def _differences(before: spec_pb2.FinetuneSpec, asked: spec_pb2.FinetuneSpec) -> Iterator[str]:
-    """What must not differ and does; the worker compares models and data too."""
-    now = spec_pb2.FinetuneSpec()
-    now.CopyFrom(asked)
-    rules.settle_method(now)
-    adapts = rules.value(now, "language_model.method") != "full"
-    for path in rules.CHECKPOINT_DEPENDS_ON:
-        old, new = rules.value(before, path), rules.value(now, path)
-        if old != new and (adapts or not path.startswith(rules.ADAPTER_ONLY)):
-            yield f"{path} was {old!r} there and is {new!r} now"
+    differing = refusals(compared(before), compared(spec.finetune))
+    return [Problem(FIELD, f"{name} is of another training: {text}") for text in differing]
 
 
 async def use_checkpoint(session: AsyncSession, principal: Principal, row: TaskRow, spec: spec_pb2.TaskSpec) -> None:

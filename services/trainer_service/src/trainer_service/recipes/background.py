@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 
-NICENESS = 5
+NICENESS = 5  # above that of training
 
 
 class Background:
@@ -36,8 +36,8 @@ class Background:
             raise failure
 
     def _run(self, work: Callable[[], None]) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
+            os.nice(NICENESS)  # Linux: of this thread alone
             work()
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits
             self._failure = error

@@ -27,6 +27,11 @@ def parameters_of(finetune: Finetune) -> dict[str, Any]:
     }
 
 
+def other_base(before: str, now: str) -> str:
+    """That a checkpoint's base model is not the one that was named."""
+    return f"its base model was {before}, whose files differ from those of {now}"
+
+
 def flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Nested mappings as one with dotted names; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from modelkit.identity import ORIGIN
+from parameterkit.continuation import differences, refusals
 from trainer_service.recipes.checkpoint_files import STATE, missing_from
-from trainer_service.recipes.comparison import differences, other_base, refusals
 from trainer_service.recipes.config import Job
 from trainer_service.recipes.errors import CheckpointUnusable
-from trainer_service.recipes.identity import origin_of
+from trainer_service.recipes.identity import origin_of, other_base
 from trainer_service.recipes.saving import read_state
 from workerkit.child.events import WARNING, EventWriter
 
