@@ -164,5 +164,6 @@ async def test_what_is_no_json_object_is_422(gateway: Gateway, body: bytes) -> N
 async def test_a_repeated_creation_makes_one_task(gateway: Gateway) -> None:
     await gateway.client.post("/api/training/start", json=LLM, headers={"idempotency-key": "abc"})
     assert created(gateway).request_id == "abc"
+    assert created(gateway).name == "llama-2-7b_ba7816bf", "the time would be another one when it is repeated"
     await gateway.client.post("/api/training/start", json=LLM)
     assert len(created(gateway).request_id) == 32

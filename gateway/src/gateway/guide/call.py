@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -71,9 +70,9 @@ class Call:
             raise InvalidArgument(problems=[Problem(QUERY + name, message)])
         return int(text)
 
-    def repeat_id(self) -> str:
-        """What makes a repeated creation harmless; the channel may try a call again, and a caller may name it."""
-        return self.http.header(b"idempotency-key")[:_LONGEST_KEY] or secrets.token_hex(16)
+    def repeat_key(self) -> str:
+        """What the caller names a request by that it may repeat, empty when it does not."""
+        return self.http.header(b"idempotency-key")[:_LONGEST_KEY]
 
     async def document(self) -> dict[str, Any]:
         """The body, a JSON object; NaN and infinities are let through, so that their field can be named.

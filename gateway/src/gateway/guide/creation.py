@@ -1,6 +1,8 @@
 """A flat request of the training guide to a CreateTaskRequest; every problem is collected, by the caller's names."""
 
+import hashlib
 import re
+import secrets
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -57,13 +59,25 @@ class Creation:
             setattr(self.request, name, self._text(name, longest))
         self._require(BASE_MODEL, bool(self._spec.base_model))
         self._require(DATASET, self._spec.HasField("dataset"))
-        self.request.name = self.request.name or _task_name(self._spec.base_model)
+        self._named = bool(self.request.name)
+        if not self._named:
+            self.request.name = _task_name(self._spec.base_model, f"{datetime.now(UTC):%Y%m%d_%H%M%S}")
         if size:
             self._change_modality(size)
 
     @property
     def _spec(self) -> spec_pb2.FinetuneSpec:
         return self.request.spec.finetune
+
+    def identify(self, key: str) -> None:
+        """Makes a repeated creation harmless: one with the same key, or without a key one that the channel repeats.
+
+        With a key a task without a name is named after it, because the time is another one when it is repeated.
+        """
+        self.request.request_id = key or secrets.token_hex(16)
+        if key and not self._named:
+            digest = hashlib.sha256(key.encode()).hexdigest()
+            self.request.name = _task_name(self._spec.base_model, digest[:8])
 
     def only_check(self) -> task_service_pb2.CreateTaskRequest:
         """The request as one that creates nothing, with which services find what else is wrong.
@@ -146,7 +160,7 @@ def _field(message: Any, name: str) -> FieldDescriptor:
     return field
 
 
-def _task_name(base_model: str) -> str:
-    """A name for a task whose caller gave none: these routes have no field for one."""
+def _task_name(base_model: str, end: str) -> str:
+    """A name for a task whose caller gave none."""
     word = _UNSUITABLE.sub("-", base_model.rstrip("/").rpartition("/")[2])[:160] or "training"
-    return f"{word}_{datetime.now(UTC):%Y%m%d_%H%M%S}"
+    return f"{word}_{end}"

@@ -1,6 +1,7 @@
 """What the guide's routes do with finished models: download, merge, ask."""
 
 import asyncio
+import secrets
 from typing import Any
 
 from starlette.responses import Response
@@ -84,7 +85,7 @@ class GuideModels:
         request = task_service_pb2.CreateTaskRequest(
             name=f"merge_{task.name}"[:_NAME_LENGTH],
             spec=spec_pb2.TaskSpec(export=export),
-            request_id=call.repeat_id(),
+            request_id=call.repeat_key() or secrets.token_hex(16),
             labels={"surface": SURFACE},
         )
         try:

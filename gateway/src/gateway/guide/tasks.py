@@ -42,7 +42,7 @@ class GuideTasks:
         """Creates a task; its id. Raises InvalidArgument with everything that the gateway and the services found."""
         if creation.problems:
             await self.check(call, creation)
-        creation.request.request_id = call.repeat_id()
+        creation.identify(call.repeat_key())
         try:
             response = await call.ask(self._tasks.CreateTask, creation.request)
         except InvalidArgument as error:
