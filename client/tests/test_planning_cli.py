@@ -263,7 +263,7 @@ def test_report_on_data(tunesmith: Tunesmith, server: Any) -> None:
         "3 exact, 2 near",
         "mean 80, ",
         "5.0% of rows",
-        "> What?\\nThat.",
+        "> What?\\n«That.�[31m»",
         "* remove duplicates",
         "#" * 40,
     ):

@@ -120,7 +120,8 @@ class DataSession(Session):
         for sample in found.samples:
             line = Text("> ")
             for piece in sample.pieces:
-                line.append(text.harmless(piece.text.replace("\n", "\\n")), style="bold" if piece.trained else "dim")
+                shown = text.harmless(piece.text.replace("\n", "\\n"))
+                line.append(f"«{shown}»" if piece.trained else shown, style="bold" if piece.trained else "dim")
             self.console.print(line)
         self._problems(found.problems)
         for advice in found.advice:
