@@ -125,12 +125,19 @@ def _say(error: BaseException, status: int) -> int:
     return status
 
 
+def lower_limit(kind: int, soft: int, hard: int | None = None) -> None:
+    """Limits this process; a lower limit that it was started with stays, since to raise one needs a privilege."""
+    _, given = resource.getrlimit(kind)
+    most = sys.maxsize if given == resource.RLIM_INFINITY else given
+    resource.setrlimit(kind, (min(soft, most), min(soft if hard is None else hard, most)))
+
+
 def _limit(memory: int, cpu_seconds: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + memory
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    lower_limit(resource.RLIMIT_AS, most)
+    lower_limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
+    lower_limit(resource.RLIMIT_CORE, 0)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 

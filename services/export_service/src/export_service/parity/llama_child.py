@@ -11,6 +11,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from modelkit.apart import lower_limit
+
 SET_PARENT_DEATH_SIGNAL = 1
 BATCH = 64
 
@@ -84,7 +86,7 @@ def main() -> int:
     """Answers the object on standard input."""
     ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     job = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_AS, (job["memory"], job["memory"]))
+    lower_limit(resource.RLIMIT_AS, job["memory"])
     model = Model(job["model"], job["adapter"], max(map(len, job["sequences"]), default=1))
     losses, kept = [], []
     for sequence in job["sequences"]:
