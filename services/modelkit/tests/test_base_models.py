@@ -265,6 +265,18 @@ def test_the_catalogue_offers_the_documented_models_and_what_is_here(models: Bas
     assert len({entry.id for entry in CATALOGUE}) == len(CATALOGUE)
 
 
+def test_what_is_offered_can_be_named_and_stands_there_once(root: Path, tmp_path: Path) -> None:
+    """Copies of checkpoints in the platform's own directories are nobody's base model; roots may contain each other."""
+    (root / "work").mkdir()
+    shutil.copytree(root / "model", root / "work" / "copy")
+    shutil.copytree(root / "model", root / "outputs" / "mine")
+    models = BaseModels(AllowedRoots([root, root / "outputs"], private=[root / "work"]), hub_cache=tmp_path / "hub")
+    found = [model.entry.id for model in models.offered() if model.local]
+    assert found == [str(root / "model"), str(root / "outputs" / "mine")]
+    for name in found:
+        models.resolve(name)
+
+
 def test_light_modules_import_no_training_library() -> None:
     script = (
         "import sys, modelkit.base_models, modelkit.checkpoints, modelkit.datasets, modelkit.paths\n"

@@ -1,8 +1,9 @@
 """Finds and checks the base model that a user names; nothing is downloaded and no weight is read."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,15 +122,16 @@ class BaseModels:
         return offered
 
     def _found(self) -> Iterator[CatalogueEntry]:
-        for root in self._roots.roots:
-            for directory in _model_directories(root, MAX_DEPTH):
-                try:
-                    model = describe(str(directory), directory, inspect(directory, self._is_allowed), field="")
-                except InvalidModel:
-                    continue
-                size = _human_count(model.parameters)
-                text = f"{model.architecture} in {directory}"
-                yield CatalogueEntry(str(directory), directory.name, model.family, size, text)
+        """What lies below the roots where users may name it, each directory once though roots contain each other."""
+        found = (_model_directories(root, MAX_DEPTH, self._roots.contains) for root in self._roots.roots)
+        for directory in dict.fromkeys(itertools.chain.from_iterable(found)):
+            try:
+                model = describe(str(directory), directory, inspect(directory, self._is_allowed), field="")
+            except InvalidModel:
+                continue
+            size = _human_count(model.parameters)
+            text = f"{model.architecture} in {directory}"
+            yield CatalogueEntry(str(directory), directory.name, model.family, size, text)
 
     def _is_local(self, name: str) -> bool:
         try:
@@ -184,7 +186,7 @@ def _fingerprint(parts: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _model_directories(root: Path, depth: int) -> Iterator[Path]:
+def _model_directories(root: Path, depth: int, allowed: Callable[[Path], bool]) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError:
@@ -194,9 +196,10 @@ def _model_directories(root: Path, depth: int) -> Iterator[Path]:
         yield root
         return
     if depth:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith((".", "checkpoint-")):
-                yield from _model_directories(Path(entry.path), depth - 1)
+        folders = (Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+        for folder in folders:
+            if not folder.name.startswith((".", "checkpoint-")) and allowed(folder):
+                yield from _model_directories(folder, depth - 1, allowed)
 
 
 def _human_count(number: int) -> str:
