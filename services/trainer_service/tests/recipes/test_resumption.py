@@ -133,3 +133,9 @@ def test_what_is_changed_on_purpose_takes_effect_and_is_said(
 def test_nothing_is_said_when_nothing_differs(jobs: JobFactory, checkpoint: Path) -> None:
     events = run(jobs(training=SAVING, resume_from=str(checkpoint)))
     assert [event["text"] for event in events.of("log") if event["level"] == "warning"] == []
+
+
+def test_a_training_that_its_checkpoint_has_finished_says_so(jobs: JobFactory, checkpoint: Path) -> None:
+    events = run(jobs(training={**SAVING, "max_steps": 2}, resume_from=str(checkpoint)))
+    assert any("nothing is left to train: checkpoint-3 has all 2 steps" in event["text"] for event in events.of("log"))
+    assert events.curve("loss") == {}

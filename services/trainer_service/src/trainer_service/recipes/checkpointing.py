@@ -155,6 +155,11 @@ class Checkpoints:
             raise CheckpointUnusable(f"{checkpoint} does not fit this job: {error}") from error
         self._resumed_step = self._books.step
         self._events.log(f"going on after step {self._books.step}, from {checkpoint.name}")
+        if self._books.step >= self._books.total_steps:
+            self._events.log(
+                f"nothing is left to train: {checkpoint.name} has all {self._books.total_steps} steps of this training; "
+                "for more, raise num_train_epochs or max_steps"
+            )
         if not restored:
             self._events.log("the job ran on other devices before: dropout takes another course from here")
         if state.get("steps_per_epoch") != self._books.per_epoch:
