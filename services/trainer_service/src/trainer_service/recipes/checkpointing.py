@@ -156,10 +156,9 @@ class Checkpoints:
         self._resumed_step = self._books.step
         self._events.log(f"going on after step {self._books.step}, from {checkpoint.name}")
         if self._books.step >= self._books.total_steps:
-            self._events.log(
-                f"nothing is left to train: {checkpoint.name} has all {self._books.total_steps} steps of this training; "
-                "for more, raise num_train_epochs or max_steps"
-            )
+            steps = f"all {self._books.total_steps} steps of this training"
+            more = "for more, raise num_train_epochs or max_steps"
+            self._events.log(f"nothing is left to train: {checkpoint.name} has {steps}; {more}")
         if not restored:
             self._events.log("the job ran on other devices before: dropout takes another course from here")
         if state.get("steps_per_epoch") != self._books.per_epoch:
