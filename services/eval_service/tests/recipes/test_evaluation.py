@@ -336,10 +336,12 @@ def test_long_answers_leave_the_question_whole_and_end_where_the_model_ends(
     bench: Bench, tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
+    room: list[int] = []
 
     def written(model: Any, prompts: Any, *rest: Any) -> Any:
         found = write_answers(model, prompts, *rest)
         read.extend(len(prompt) + len(answer) for prompt, answer in zip(prompts, found, strict=True))
+        room.extend(context - len(prompt) for prompt in prompts)
         return found
 
     monkeypatch.setattr(scorer, "write_answers", written)
@@ -359,10 +361,11 @@ def test_long_answers_leave_the_question_whole_and_end_where_the_model_ends(
         report = bench.report(job)
         answers.append([row["results"][0]["answer"] for row in report["rows_scored"]])
         limits.append(report["settings"]["effective_max_tokens"])
-        warned.append(f"at most {limits[-1]} tokens instead of {most}" in told)
+        warned.append(f"answers have room for fewer than {most} tokens, one for {limits[-1]}:" in told)
     assert len(set(answers[0])) > 1, "questions decide about answers"
     assert all(long.startswith(short) for short, long in zip(*answers, strict=True))
     assert max(read) == context
+    assert limits[1] == min(room)
     assert limits[0] == 8
     assert 8 < limits[1] < context
     assert warned == [False, True]

@@ -56,6 +56,14 @@ def test_answers_that_outgrow_their_cache_stay_the_same(model: Any) -> None:
     assert write_answers(model, PROMPTS[:3], Writing(GREEDY, length, ends)) == cut
 
 
+def test_a_long_prompt_shortens_no_other_answer(model: Any) -> None:
+    longest = max(map(len, PROMPTS))
+    written = write_answers(model, PROMPTS, Writing(GREEDY, 12, frozenset(), context=longest + 3))
+    rooms = [min(12, longest + 3 - len(prompt)) for prompt in PROMPTS]
+    assert len(set(rooms)) > 1
+    assert written == [row[:room] for row, room in zip(one_by_one(model, PROMPTS, 12), rooms, strict=True)]
+
+
 def test_penalties_are_those_of_a_whole_vocabulary(model: Any) -> None:
     sampling = Sampling(temperature=0.0, repetition_penalty=1.3, presence_penalty=0.5)
     expected = []

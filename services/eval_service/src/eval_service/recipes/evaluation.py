@@ -43,7 +43,7 @@ class Evaluation:
         self._job, self._events = job, events
         self._total = len(job.candidates) + job.include_base_model
         self._progress = Progress(events, stop, self._total)
-        self._most_tokens = job.answering.max_tokens  # of an answer
+        self._least_room = job.answering.max_tokens  # for an answer
 
     def run(self) -> None:
         """Raises Stopping when that is asked for."""
@@ -89,12 +89,14 @@ class Evaluation:
         return found
 
     def _tell_limit(self, scorer: Scorer) -> None:
-        """Remembers how long answers can be, and warns when that is less than was asked for."""
-        asked, self._most_tokens = self._most_tokens, scorer.most_tokens()
-        if scorer.writes_answers and self._most_tokens < asked:
+        """Remembers how long the answer to the longest prompt can be, and warns when that is less than asked for."""
+        asked, rooms = self._job.answering.max_tokens, scorer.rooms()
+        self._least_room = min(rooms, default=asked)
+        if self._least_room < asked:
             self._events.log(
-                f"every answer has at most {self._most_tokens} tokens instead of {asked}: after the longest prompt the "
-                "model's context has room for no more; leave long rows out, or ask for fewer max_tokens",
+                f"{sum(room < asked for room in rooms)} of {len(rooms)} answers have room for fewer than {asked} "
+                f"tokens, one for {self._least_room}: their prompts leave no more of the model's context; leave long "
+                "rows out, or ask for fewer max_tokens",
                 WARNING,
             )
 
@@ -151,7 +153,7 @@ class Evaluation:
             advice=advice,
             labels=labels,
             embedder=name,
-            most_tokens=self._most_tokens,
+            least_room=self._least_room,
         )
         for item in content["checkpoints"]:
             if item["total"] is not None:

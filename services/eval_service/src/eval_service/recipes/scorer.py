@@ -1,7 +1,7 @@
 """Scores one checkpoint on the samples, while the model in memory is that checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eval_service import scores, suites
@@ -45,11 +45,6 @@ class Scorer:
         template = encoder.template if isinstance(encoder, ChatEncoder) else None
         self._prompts = Prompts(template.source, template.special_tokens) if template else None
         self._writing = self._written_so(self._prompts) if self._prompts else None
-
-    @property
-    def writes_answers(self) -> bool:
-        """Whether a score is computed from answers, and the model can give any."""
-        return scores.ANSWERS in self._needs and self._writing is not None
 
     def score(self, step: int, *, base_model: bool = False) -> Found:
         """What the model, as it is now, makes of the samples."""
@@ -98,13 +93,14 @@ class Scorer:
             lambda token: token in special,
         )
         chosen: Any = answering.sampling
-        return Writing(Sampling(**chosen), self.most_tokens(), ends)
+        asked = Writing(Sampling(**chosen), answering.max_tokens, ends, context_of(self._loaded.config))
+        return replace(asked, max_tokens=max(map(asked.room, self._samples.prompts), default=asked.max_tokens))
 
-    def most_tokens(self) -> int:
-        """Of an answer: as many as are asked for, and as the model can still read after the longest prompt."""
-        context, most = context_of(self._loaded.config), self._job.answering.max_tokens
-        longest = max(map(len, self._samples.prompts), default=0)
-        return most if context is None else max(1, min(most, context - longest))
+    def rooms(self) -> list[int]:
+        """Tokens that the answer to each sample can have, which the model's context limits; empty without answers."""
+        if scores.ANSWERS not in self._needs or self._writing is None:
+            return []
+        return [self._writing.room(prompt) for prompt in self._samples.prompts]
 
     def _counting(self, most: int) -> Callable[[], None]:
         """What is called for each token of a batch of answers, which have so many at most."""

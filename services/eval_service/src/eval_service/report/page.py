@@ -65,13 +65,18 @@ def _facts(content: Mapping[str, Any]) -> str:
     if content["objective"] == "SUPERVISED":  # nothing is generated elsewhere
         facts["Generation 生成"] = (
             f"temperature {sampling['temperature']}, top_k {sampling['top_k']}, top_p {sampling['top_p']}, repetition "
-            f"{sampling['repetition_penalty']}, seed {sampling['seed']}, {settings['effective_max_tokens']} tokens"
+            f"{sampling['repetition_penalty']}, seed {sampling['seed']}, {_length(settings)} tokens"
         )
         facts["Embeddings 句向量"] = settings["embedding_model"] or "-"
     rows = "".join(
         f"<tr><th>{_text(name)}</th><td class='text'>{_text(value)}</td></tr>" for name, value in facts.items()
     )
     return f"<table>{rows}</table>"
+
+
+def _length(settings: Mapping[str, Any]) -> str:
+    most, least = settings["max_tokens"], settings["effective_max_tokens"]
+    return str(most) if least == most else f"{least} - {most}"
 
 
 def _advice(content: Mapping[str, Any]) -> str:

@@ -22,11 +22,19 @@ Between = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """How answers are written: at most max_tokens each, up to one of the tokens in ends."""
+    """How answers are written: at most max_tokens each, up to one of the tokens in ends.
+
+    Each ends too where it and its prompt fill the context, in tokens; None for a model without a limit.
+    """
 
     sampling: Sampling
     max_tokens: int
     ends: frozenset[int]
+    context: int | None = None
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """Tokens that the answer to a prompt can have."""
+        return self.max_tokens if self.context is None else max(1, min(self.max_tokens, self.context - len(prompt)))
 
 
 def write_answers(
@@ -69,6 +77,7 @@ class _Batch:
         self._options = {"logits_to_keep": 1} if takes_columns(model) else {}
         self._chooser = _Chooser(writing, prompts, places, self._device)
         self.answers: list[list[int]] = [[] for _ in prompts]
+        self._rooms = [writing.room(prompt) for prompt in prompts]
         self._rows = list(range(len(prompts)))
 
     @property
@@ -93,7 +102,7 @@ class _Batch:
                 continue
             if token not in self._writing.ends:
                 self.answers[row].append(token)
-            if token in self._writing.ends or len(self.answers[row]) >= self._writing.max_tokens:
+            if token in self._writing.ends or len(self.answers[row]) >= self._rooms[row]:
                 finished.append(place)
         self._go_on(tokens, finished)
 
