@@ -1,4 +1,4 @@
-"""Numbers that the guides give are those of the code: limits of exports, weights of scores, defaults of answers."""
+"""What the guides count up is what the code has: limits of exports, weights of scores, defaults of answers, files."""
 
 import re
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from eval_service.generation.requests import MAX_TOKENS
 from eval_service.recipes.job import SAMPLING, Answering, Choice
 from eval_service.scores import SCORES
 from export_service.parity.checks import FORMS, WEIGHT_LIMITS
+from modelkit.datasets.archives import GZIP, TAR, ZIP
+from modelkit.datasets.splits import SUFFIXES
 from scripts.check_docs import ROOT, TRANSLATED, sections
 
 
@@ -69,3 +71,11 @@ def test_defaults_of_answers(page: str) -> None:
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "seed"):
         assert float(told[name]) == getattr(Sampling(), name), name
     assert float(told["max_tokens"]) == MAX_TOKENS
+
+
+@pytest.mark.parametrize("page", both("docs/guide.md"))
+def test_kinds_of_files(page: str) -> None:
+    """All that are read, and no others."""
+    given = dict(list(rows(page, 0))[number] for number in (0, 2))
+    told = {name for cell in given.values() for name in re.findall(r"`(\.[\w.]+)`", cell)}
+    assert told == {*SUFFIXES, *GZIP, *ZIP, *TAR}
