@@ -1,6 +1,6 @@
 """What the documents of the documented systems say stands in the guides, in English and in Chinese, and still works.
 
-T1, T21, T23-T26, T33, F8, F26, F37-F41, M1 as advice; commands and routes that the guides print are there.
+T1, T21, T23-T26, T33, F26, F37-F41, M1 as advice; commands and routes that the guides print are there.
 """
 
 import re
