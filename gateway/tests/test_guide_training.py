@@ -121,6 +121,12 @@ async def test_all_problems_come_at_once_those_of_the_services_too(gateway: Gate
     assert (status, set(details(document))) == (422, {"body.dataset_path", "body.save_steps"})
 
 
+async def test_problems_of_validation_data_are_about_its_own_field(gateway: Gateway) -> None:
+    gateway.tasks.spec_problems = [Problem("spec.finetune.dataset.validation_path", "'/nope' does not exist")]
+    status, document = await start(gateway, eval_dataset="/nope")
+    assert (status, set(details(document))) == (422, {"body.eval_dataset"})
+
+
 async def test_the_image_example_is_read_in_full_before_it_is_refused(gateway: Gateway) -> None:
     """T7: what cannot be trained yet is 501, in the surface's shape."""
     gateway.tasks.error = Unimplemented("training of image-classifier models is not available yet")

@@ -102,7 +102,7 @@ class Creation:
     def name_of(self, path: str) -> str:
         """The caller's name of a field path such as "finetune.training.learning_rate"."""
         rest = path.removeprefix("spec.").removeprefix("finetune.")
-        if rest.split(".")[0] == "dataset":
+        if rest.split(".")[0] == "dataset" and rest != BY_NAME["eval_file"].path:
             return self._reading.names.get("dataset.path", DATASET)
         return self._reading.name_of(path)
 

@@ -98,7 +98,8 @@ def _stops(document: Mapping[str, Any]) -> list[str]:
 
 def _messages(given: Any, problems: list[Problem]) -> Iterator[pb.Message]:
     if not isinstance(given, list) or not given:
-        problems.append(Problem("messages", f"a list of messages was expected, not {received(given)}"))
+        what = "an empty one" if given == [] else received(given)
+        problems.append(Problem("messages", f"a list of messages was expected, not {what}"))
         return
     for place, message in enumerate(given):
         field = f"messages[{place}]"
