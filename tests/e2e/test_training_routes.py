@@ -1,4 +1,7 @@
-"""The training guide's routes, from an upload to an adapter, progress over a WebSocket (T7, T8, T13-T16, T18, T22, T31)."""
+"""The training guide's routes, from an upload to an adapter, progress over a WebSocket.
+
+T7, T8, T13-T16, T18, T22, T31.
+"""
 
 import io
 import json
