@@ -109,6 +109,13 @@ async def test_ranges_are_those_of_the_guide(gateway: Gateway, field: str, value
     assert [item["loc"] for item in response.json()["detail"]] == [["body", field]]
 
 
+async def test_only_language_models_are_trained_here(gateway: Gateway) -> None:
+    assert (await start(gateway, "lora/start", model_type="llm")).HasField("language_model")
+    for word in ("image_classifier", {}):
+        response = await gateway.client.post("/api/llm-finetuning/lora/start", json={**BASE, "model_type": word})
+        assert [item["loc"] for item in response.json()["detail"]] == [["body", "model_type"]]
+
+
 async def test_contradictions_are_named(gateway: Gateway) -> None:
     body = {**BASE, "use_4bit": True, "use_8bit": True, "epochs": 2, "num_train_epochs": 3}
     response = await gateway.client.post("/api/llm-finetuning/lora/start", json=body)

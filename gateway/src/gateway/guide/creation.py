@@ -52,6 +52,7 @@ class Creation:
         size = SIZES.get(modality, "")
         parameters = {name: value for name, value in values.items() if name not in (*_TEXTS, MODEL_TYPE, size)}
         reader.take(parameters, names=names_of_modality(modality), texts=texts)
+        self._require_kind(values.get(MODEL_TYPE))
         self._reading = reader.finish()
         self.problems += [Problem(*problem) for problem in self._reading.problems]
         self.request.default_fields.extend(self._reading.default_fields)
@@ -119,6 +120,12 @@ class Creation:
         else:
             return value
         return ""
+
+    def _require_kind(self, given: Any) -> None:
+        """A caller that says what kind of model it means must mean the one that its route trains."""
+        word = next(word for word, modality in MODALITIES.items() if modality == self._modality)
+        if given not in (None, "", word):
+            self._refuse(MODEL_TYPE, messages.CHOICE, choices=(word,), received=messages.Received(given))
 
     def _require(self, name: str, given: bool) -> None:
         if not given and all(problem.field not in BY_NAME[name].names for problem in self.problems):

@@ -59,7 +59,7 @@ class Training:
     async def start(self, call: Call) -> Any:
         """POST start: a TrainingRequest."""
         document = await call.document()
-        modality, problem = _modality(document.get(MODEL_TYPE))
+        modality, problem = _modality(document.pop(MODEL_TYPE, None))
         creation = Creation(document, SURFACE, modality)
         creation.problems[:0] = [problem] if problem else []
         return {"task_id": await self.tasks.create(call, creation)}
