@@ -1,11 +1,13 @@
 """Evaluations as clients see them, over a real gRPC server and with real tokens (T26, M15)."""
 
+import hashlib
 from collections.abc import AsyncIterator
 
 import orjson
 import pytest
 
 from eval_service.evaluations import Evaluations
+from modelkit.checkpoints import FileEntry, Manifest
 from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound
 from servicekit.objects import ObjectStore
 from services.workerkit.tests.known_tasks import TaskOffice
@@ -130,3 +132,19 @@ async def test_a_report_is_downloaded_from_an_offset(evaluations: Evaluations, o
     assert caught.value.reason == "NO_REPORT"
     with pytest.raises(NotFound):
         await collected(evaluations, token, "done", "report.html", 0)
+
+
+async def test_a_report_that_is_not_what_was_stored_is_told_at_its_end(
+    evaluations: Evaluations, office: TaskOffice, store: ObjectStore
+) -> None:
+    files = (FileEntry("report.json", len(REPORT), hashlib.sha256(REPORT).hexdigest()),)
+    manifest = Manifest(files, base_model="", attempt=1, step=0).to_json()
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    office.known.add_work("kept", TASK_SPEC, "tasks/kept/output", manifest_sha256=sha256)
+    await store.put_bytes("tasks/kept/output/manifest.json", manifest)
+    await store.put_bytes("tasks/kept/output/report.json", REPORT)
+    assert await collected(evaluations, office.token(), "kept", "report.json", 0) == (REPORT, len(REPORT))
+    await store.put_bytes("tasks/kept/output/report.json", REPORT.replace(b"whole", b"wholf"))
+    with pytest.raises(Internal, match=r"report\.json of evaluation kept is damaged") as caught:
+        await collected(evaluations, office.token(), "kept", "report.json", 0)
+    assert caught.value.reason == "DATA_DAMAGED"

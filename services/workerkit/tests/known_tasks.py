@@ -31,11 +31,11 @@ class KnownTasks(task_service_pb2_grpc.TaskServiceServicer):
         self.tasks[task.id], self.sources[task.id] = task, source
         return source
 
-    def add_work(self, task_id: str, spec: spec_pb2.TaskSpec, prefix: str = "") -> None:
+    def add_work(self, task_id: str, spec: spec_pb2.TaskSpec, prefix: str = "", *, manifest_sha256: str = "") -> None:
         """Makes a task of ann's known, completed where a prefix says where its output is stored."""
         state = task_pb2.STATE_COMPLETED if prefix else task_pb2.STATE_RUNNING
         source = task_service_pb2.TaskSource(task_id=task_id, name=f"{task_id}!", spec=spec, state=state)
-        source.output.prefix = prefix
+        source.output.prefix, source.output.manifest_sha256 = prefix, manifest_sha256
         self.add(source)
 
     def _mine(self, task_id: str) -> task_pb2.Task:

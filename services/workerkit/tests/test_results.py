@@ -1,11 +1,13 @@
 """Tasks of one kind as their users see them, over a real gRPC server and with real tokens."""
 
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from modelkit.checkpoints import FileEntry, Manifest
 from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem
 from servicekit.objects import ObjectStore
 from services.workerkit.tests.known_tasks import TaskOffice
@@ -90,6 +92,30 @@ async def test_a_result_that_cannot_be_read_spoils_no_list(
     with pytest.raises(FailedPrecondition, match=f"more than {LIMIT}") as caught:
         await results.result(office.known.tasks["large"], office.token())
     assert caught.value.reason == "SUMMARY_TOO_LARGE"
+
+
+async def test_a_result_that_is_not_what_was_stored_is_not_shown(
+    results: Results, office: TaskOffice, store: ObjectStore
+) -> None:
+    """Also when the file can still be read: a flipped bit turns a 7 into a 3."""
+    digest = hashlib.sha256(b'{"points": 7}').hexdigest()
+    manifest = Manifest((FileEntry("result.json", 13, digest),), base_model="", attempt=1, step=0).to_json()
+    recorded = hashlib.sha256(manifest).hexdigest()
+    for name, content in (("whole", b'{"points": 7}'), ("flipped", b'{"points": 3}')):
+        office.known.add_work(name, SPEC, f"tasks/{name}/output", manifest_sha256=recorded)
+        await store.put_bytes(f"tasks/{name}/output/result.json", content)
+        await store.put_bytes(f"tasks/{name}/output/manifest.json", manifest)
+    token, tasks = office.token(), office.known.tasks
+    assert await results.result(tasks["whole"], token) == 7
+    assert await results.sha256(tasks["whole"], "result.json", token) == digest
+    with pytest.raises(NotFound, match=r"evaluation whole has no other\.json"):
+        await results.sha256(tasks["whole"], "other.json", token)
+    with pytest.raises(Internal, match=r"result\.json of evaluation flipped is damaged") as caught:
+        await results.result(tasks["flipped"], token)
+    assert caught.value.reason == "DATA_DAMAGED"
+    await store.put_bytes("tasks/flipped/output/manifest.json", manifest.replace(b'"step":0', b'"step":1'))
+    with pytest.raises(Internal, match=r"manifest\.json of evaluation flipped is damaged"):
+        await results.result(tasks["flipped"], token)
 
 
 async def test_an_output_is_there_when_the_task_has_completed(results: Results, office: TaskOffice) -> None:

@@ -1,5 +1,6 @@
 """Evaluations as clients see them: tasks of the task service, and what their stored reports say."""
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from servicekit.errors import NotFound
 from servicekit.objects import ObjectStore
 from tunesmith.eval.v1 import eval_service_pb2 as pb
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2_grpc
-from workerkit.results import ResultKind, TaskResults, check_offset
+from workerkit.results import ResultKind, TaskResults, check_offset, damaged
 
 SUMMARY = "summary.json"
 PIECE_BYTES = 1 << 20
@@ -39,17 +40,24 @@ class Evaluations:
     async def download(
         self, task_id: str, name: str, offset: int, token: str
     ) -> AsyncIterator[pb.DownloadReportResponse]:
-        """The bytes of a report's file from an offset. FailedPrecondition before there is one."""
+        """The bytes of a report's file from an offset; read from its start it is compared with its hash.
+
+        FailedPrecondition before there is one, Internal at the end of one that is damaged.
+        """
         task = await self._results.task(task_id, token)
         key = f"{await self._results.output(task, token)}/{name}"
         info = await self._store.stat(key)
         if info is None:
             raise NotFound(f"evaluation {task_id} has no {name}")
         check_offset(offset, info.size, name)
+        expected, digest = await self._results.sha256(task, name, token), hashlib.sha256()
         yield pb.DownloadReportResponse(total_size=info.size)
         async for piece in self._store.read(key, offset):
+            digest.update(piece)
             for start in range(0, len(piece), PIECE_BYTES):
                 yield pb.DownloadReportResponse(data=piece[start : start + PIECE_BYTES])
+        if expected and offset == 0 and digest.hexdigest() != expected:
+            raise damaged(name, f"evaluation {task_id}", "it does not have the SHA-256 it was saved with")
 
 
 def evaluation_of(task: task_pb2.Task, scored: pb.Evaluation | None) -> pb.Evaluation:

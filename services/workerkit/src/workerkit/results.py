@@ -1,15 +1,18 @@
 """Tasks of one kind as their users see them: created, found and listed, with the results that they have stored."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
+from modelkit.checkpoints import MANIFEST
 from servicekit.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Problem, TunesmithError
 from servicekit.objects import ObjectStore
 from tunesmith.task.v1 import spec_pb2, task_pb2, task_service_pb2, task_service_pb2_grpc
+from workerkit.artifacts import ArtifactDamaged, read_manifest
 from workerkit.sources import identity, source_of
 
 R = TypeVar("R")
@@ -97,8 +100,20 @@ class TaskResults(Generic[R]):
 
     async def output(self, task: task_pb2.Task, token: str) -> str:
         """Prefix of a task's output, without a slash at its end. FailedPrecondition before there is one."""
-        if prefix := await self._prefix(task, token):
-            return prefix
+        return (await self._stored(task, token)).prefix
+
+    async def sha256(self, task: task_pb2.Task, name: str, token: str) -> str:
+        """SHA-256 of a file of a task's output as its manifest says; empty where no manifest was recorded.
+
+        FailedPrecondition before there is an output, NotFound for a file that it has not, Internal when the manifest is
+        damaged.
+        """
+        stored, owner = await self._stored(task, token), f"{self._kind.noun} {task.id}"
+        return await self._recorded(stored, name, owner)
+
+    async def _stored(self, task: task_pb2.Task, token: str) -> task_service_pb2.TaskOutput:
+        if (stored := await self._output(task, token)).prefix:
+            return stored
         state = task_pb2.State.Name(task.state).removeprefix("STATE_")
         message = f"{self._kind.noun} {task.id} is {state} and has no {self._kind.made}"
         raise FailedPrecondition(message, reason=self._kind.none_reason)
@@ -113,24 +128,26 @@ class TaskResults(Generic[R]):
             self._known.move_to_end(key)
             return self._known[key]
         async with self._reading:
-            prefix = await self._prefix(task, token)
-            if not prefix:
+            stored = await self._output(task, token)
+            if not stored.prefix:
                 return None
-            result = await self._read(f"{prefix}/{self._kind.file}", f"{self._kind.noun} {task.id}")
+            result = await self._read(stored, f"{self._kind.noun} {task.id}")
         self._known[key] = result
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return result
 
-    async def _prefix(self, task: task_pb2.Task, token: str) -> str:
-        """Where the output of a completed task lies in the store; empty without one."""
+    async def _output(self, task: task_pb2.Task, token: str) -> task_service_pb2.TaskOutput:
+        """Where the output of a completed task lies in the store; without a prefix when it has none."""
         if task.state != task_pb2.STATE_COMPLETED:
-            return ""
-        source = await source_of(self._tasks, task.id, token)
-        return source.output.prefix.rstrip("/")
+            return task_service_pb2.TaskOutput()
+        stored = (await source_of(self._tasks, task.id, token)).output
+        stored.prefix = stored.prefix.rstrip("/")
+        return stored
 
-    async def _read(self, key: str, owner: str) -> R:
+    async def _read(self, stored: task_service_pb2.TaskOutput, owner: str) -> R:
         file, most = self._kind.file, self._kind.most_bytes
+        key = f"{stored.prefix}/{file}"
         info = await self._store.stat(key)
         if info is None:
             raise NotFound(f"{owner} has no {file}")
@@ -138,17 +155,36 @@ class TaskResults(Generic[R]):
             text = f"{file} of {owner} has {info.size} bytes, more than {most}; {self._kind.large_advice}"
             raise FailedPrecondition(text, reason=self._kind.large_reason)
         content = await self._store.get_bytes(key)
+        expected = await self._recorded(stored, file, owner)
+        if expected and hashlib.sha256(content).hexdigest() != expected:
+            raise damaged(file, owner, "it does not have the SHA-256 it was saved with")
         try:
             return self._kind.parse(content)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            text = f"{file} of {owner} is damaged in the object store: {error!r}; run it again"
-            raise Internal(text, reason="DATA_DAMAGED") from error
+            raise damaged(file, owner, repr(error)) from error
+
+    async def _recorded(self, stored: task_service_pb2.TaskOutput, file: str, owner: str) -> str:
+        if not stored.manifest_sha256:
+            return ""
+        try:
+            manifest = await read_manifest(self._store, stored.prefix, stored.manifest_sha256)
+        except ArtifactDamaged as error:
+            raise damaged(MANIFEST, owner, str(error)) from error
+        for entry in manifest.files:
+            if entry.path == file:
+                return entry.sha256
+        raise NotFound(f"{owner} has no {file}")
 
     async def _tolerantly(self, task: task_pb2.Task, token: str) -> R | None:
         try:
             return await self.result(task, token)
         except TunesmithError:
             return None
+
+
+def damaged(file: str, owner: str, why: str) -> Internal:
+    """The error for a stored file of a task that is not what was stored."""
+    return Internal(f"{file} of {owner} is damaged in the object store: {why}; run it again", reason="DATA_DAMAGED")
 
 
 def check_offset(offset: int, size: int, name: str) -> None:
