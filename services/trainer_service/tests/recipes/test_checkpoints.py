@@ -1,6 +1,7 @@
 """Checkpoints are copied in memory and written beside training: whole or not at all, one at a time (faults 25)."""
 
 import errno
+import json
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from modelkit.scratch import FAMILIES
 from tests.support.waiting import wait_until
@@ -241,3 +243,17 @@ def test_weights_that_are_tied_are_stored_once(
     assert "lm_head.weight" not in base
     assert load_file(directory / "checkpoints" / "checkpoint-2" / "model.safetensors").keys() == base
     assert load_file(directory / "output" / "model.safetensors").keys() == base
+
+
+def test_settings_for_generation_that_transformers_would_not_write_are_kept(jobs: JobFactory, tmp_path: Path) -> None:
+    """As LLaMA 2 has them: a temperature without sampling."""
+    base = tmp_path / "base"
+    shutil.copytree(jobs.model_dir, base)
+    settings = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [1, 6]}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    saving_once = {"max_steps": 2, "save_strategy": "INTERVAL_STRATEGY_STEPS", "save_steps": 1}
+    job = jobs(model_dir=str(base), training=saving_once, language_model={"method": "METHOD_FULL"})
+    last = Path(run(job).of("checkpoint")[-1]["path"])
+    for folder in (last, job.output_dir):
+        assert settings.items() <= json.loads((folder / "generation_config.json").read_text()).items()
+    assert AutoModelForCausalLM.from_pretrained(job.output_dir).generation_config.temperature == 0.9

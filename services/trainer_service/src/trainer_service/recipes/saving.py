@@ -5,12 +5,14 @@ import errno
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from transformers import GenerationConfig
 
 from modelkit.disk import sync
 from modelkit.identity import ORIGIN_FILE
@@ -22,6 +24,7 @@ from trainer_service.recipes.errors import CheckpointUnusable
 from trainer_service.recipes.sharding import plain_model
 
 ONE_FILE = "1TB"
+GENERATION = "generation_config.json"
 READABLE = 0o644
 NO_SPACE = 1 << 20
 
@@ -39,7 +42,24 @@ def save_weights(model: Any, directory: Path, weights: dict[str, torch.Tensor] |
     if hasattr(model, "peft_config"):
         save_adapter(model, directory, weights)
     else:
-        model.save_pretrained(directory, state_dict=weights, max_shard_size=ONE_FILE)
+        with _own_settings(model, directory):
+            model.save_pretrained(directory, state_dict=weights, max_shard_size=ONE_FILE)
+
+
+@contextmanager
+def _own_settings(model: Any, directory: Path) -> Iterator[None]:
+    """Within, a model is saved with settings for generation that transformers finds no fault with; afterwards its own
+    are written: it reads those of many a model, LLaMA 2 for example, and refuses to write them."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        yield
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = settings
+    (directory / GENERATION).write_text(settings.to_json_string(), encoding="utf-8")
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
