@@ -111,7 +111,8 @@ async def test_ranges_are_those_of_the_guide(gateway: Gateway, field: str, value
 
 async def test_only_language_models_are_trained_here(gateway: Gateway) -> None:
     assert (await start(gateway, "lora/start", model_type="llm")).HasField("language_model")
-    for word in ("image_classifier", {}):
+    wrong: list[Any] = ["image_classifier", {}]
+    for word in wrong:
         response = await gateway.client.post("/api/llm-finetuning/lora/start", json={**BASE, "model_type": word})
         assert [item["loc"] for item in response.json()["detail"]] == [["body", "model_type"]]
 
