@@ -113,7 +113,10 @@ def key_in_store(uri: str, store_url: str, *, field: str) -> str:
     given = f"{parts.scheme}://{parts.netloc}{unquote(parts.path)}"
     key = given.removeprefix(f"{expected}/").rstrip("/")
     if not given.startswith(f"{expected}/") or not key or parts.query or parts.fragment or "@" in parts.netloc:
-        message = f"{redacted_url(uri)!r} is not an address in the platform's object store; write {expected}/<key>"
+        message = (
+            f"{redacted_url(uri)!r} is not an address in the platform's object store; write {expected}/<key>, "
+            "a path on this machine, or hf://owner/name"
+        )
         raise InvalidDataset(Problem(field, message), reason="NOT_IN_STORE")
     if key.split("/")[0] in (*PLATFORM_FOLDERS, "") or key.startswith("."):
         message = f"{redacted_url(uri)!r} belongs to the platform itself; name an uploaded dataset by its id"
