@@ -147,7 +147,7 @@ def test_addresses_in_an_s3_store() -> None:
     store = "s3://KEY:SECRET@host:9000/bucket/some/prefix?secure=true"
     assert key_in_store("s3://bucket/some/prefix/shared/a.csv", store, field="uri") == "shared/a.csv"
     for uri in ("s3://bucket/other/a.csv", "s3://other/some/prefix/a.csv", "s3://KEY:SECRET@bucket/some/prefix/a.csv"):
-        with pytest.raises(InvalidDataset, match="s3://bucket/some/prefix/<key>.* hf://owner/name") as caught:
+        with pytest.raises(InvalidDataset, match=r"s3://bucket/some/prefix/<key>.* hf://owner/name") as caught:
             key_in_store(uri, store, field="uri")
         assert "SECRET" not in str(caught.value)
 
