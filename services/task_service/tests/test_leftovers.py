@@ -98,6 +98,17 @@ async def test_the_next_attempts_result_stays(service: Service, alice: Client) -
     assert "2/output" in await stored(service, first.task_id)
 
 
+async def test_what_a_worker_left_whose_task_another_took_over_goes(service: Service, alice: Client) -> None:
+    first = await begun(service, alice)
+    await service.record_facts()
+    async with service.core.database.sessions.begin() as session:
+        await session.execute(update(TaskRow).where(TaskRow.id == first.task_id).values(heartbeat_time=0))
+    second = await service.worker("w2").claim(first.task_id)
+    assert second.number == 2
+    await collect(service)
+    assert await stored(service, first.task_id) == ["1/checkpoint-10"]
+
+
 async def test_the_result_of_an_attempt_that_was_taken_for_lost_stays(service: Service, alice: Client) -> None:
     attempt = await begun(service, alice)
     await service.record_facts()

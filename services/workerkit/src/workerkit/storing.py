@@ -32,7 +32,9 @@ async def patiently(what: str, work: Callable[[], Awaitable[T]], reporter: Repor
         try:
             return await work()
         except TRANSIENT as error:
-            reporter.log([f"{what}: the object store does not answer, trying again: {error.message}"])
+            full = isinstance(error, ResourceExhausted)
+            trouble = error.message if full else f"the object store does not answer: {error.message}"
+            reporter.log([f"{what} waits, trying again: {trouble}"])
         except (TunesmithError, OSError) as error:
             raise AttemptError(Failed("STORAGE_FAILED", f"{what}: {error}", retryable=True)) from error
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))

@@ -65,8 +65,7 @@ class Recorder:
             .values(outcome=str(outcome.attempt_end), reason=outcome.reason, end_time=self.now)
         )
         if outcome.attempt_end not in LEAVES_NOTHING:
-            prefix = f"tasks/{row.id}/attempts/{attempt}/"
-            self._session.add(GarbageRow(prefix=prefix, due_time=self.now + LEFTOVER_MICROSECONDS))
+            self._session.add(leftovers(row, attempt, self.now))
 
     async def _dependents(self, task_id: str) -> list[TaskRow]:
         await self._session.flush()
@@ -93,6 +92,11 @@ class Recorder:
             outcome = lifecycle.dependency_failed(dependency_failed(row.id, what), self.now)
             found.append((dependent, lifecycle, outcome))
         return found
+
+
+def leftovers(row: TaskRow, attempt: int, now: int) -> GarbageRow:
+    """Has what an attempt that did not complete has stored removed, but for what its task names by then."""
+    return GarbageRow(prefix=f"tasks/{row.id}/attempts/{attempt}/", due_time=now + LEFTOVER_MICROSECONDS)
 
 
 async def incomplete_dependencies(session: AsyncSession, task_number: int) -> list[str]:

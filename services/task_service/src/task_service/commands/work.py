@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from servicekit.errors import Aborted, FailedPrecondition, PermissionDenied
 from servicekit.identity import ANONYMOUS, Principal
 from task_service.commands.core import Core
-from task_service.commands.recorder import Recorder
+from task_service.commands.recorder import Recorder, leftovers
 from task_service.convert import checkpoint_message, timestamp
 from task_service.database import lifecycles
 from task_service.database.access import current_time
@@ -144,6 +144,7 @@ async def _mark_lost(session: AsyncSession, row: TaskRow, claim: Claim, now: int
     lost = await session.get(AttemptRow, (row.number, claim.lost))
     if lost is not None:
         lost.outcome, lost.reason, lost.end_time = "lost", "WORKER_LOST", now
+        session.add(leftovers(row, claim.lost, now))
 
 
 async def resume_candidates(session: AsyncSession, row: TaskRow) -> tuple[list[CheckpointRow], bool]:
