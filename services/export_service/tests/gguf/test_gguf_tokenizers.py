@@ -123,6 +123,19 @@ def test_a_modelfile(llama: Path) -> None:
         assert f"\nPARAMETER {line}\n" in text
 
 
+def test_what_the_template_ends_replies_with_ends_answers(llama: Path) -> None:
+    """Also where the model, made for plain text, names another end alone."""
+    tokenizer: Any = load_tokenizer(llama)
+    tokenizer.eos_token = "<|end_of_text|>"
+    tokenizer.save_pretrained(llama)
+    for name in ("config.json", "generation_config.json"):
+        known = json.loads((llama / name).read_text()) if (llama / name).is_file() else {}
+        (llama / name).write_text(json.dumps(known | {"eos_token_id": tokenizer.eos_token_id}))
+    file, modelfile = write(GgufJob(llama, None, llama.parent / "out", "m", ["F16"], modelfile=True))
+    assert 'PARAMETER stop "<|eot_id|>"' in modelfile.read_text()
+    assert field(file, "tokenizer.ggml.eot_token_id") == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+
 def test_a_modelfile_of_a_tokenizer_without_an_end(llama: Path) -> None:
     tokenizer: Any = load_tokenizer(llama)
     tokenizer.eos_token = None
