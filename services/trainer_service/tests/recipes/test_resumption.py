@@ -84,7 +84,16 @@ def test_a_checkpoint_that_lacks_something_is_refused_naming_it(
     assert not caught.value.retryable
 
 
-def test_another_base_model_is_refused_naming_both(jobs: JobFactory, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("another", "its base model was tiny, whose files differ from those of another"),
+        ("tiny", "the files of its base model tiny have changed since it was saved"),
+    ],
+)
+def test_another_base_model_is_refused_naming_both(
+    jobs: JobFactory, checkpoint: Path, tmp_path: Path, name: str, words: str
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(jobs.model_dir, other)
     tensors = load_file(other / "model.safetensors")
@@ -92,9 +101,9 @@ def test_another_base_model_is_refused_naming_both(jobs: JobFactory, checkpoint:
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
     folder = jobs.directory(training=SAVING, model_dir=str(other), resume_from=str(checkpoint))
     content = json.loads((folder / "job.json").read_text())
-    content["spec"]["base_model"] = "another"
+    content["spec"]["base_model"] = name
     (folder / "job.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointUnusable, match="its base model was tiny, whose files differ from those of another"):
+    with pytest.raises(CheckpointUnusable, match=f"^{checkpoint.name} is of another training: {words}$"):
         run(Job.load(folder))
 
 

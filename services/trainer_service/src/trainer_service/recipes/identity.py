@@ -28,7 +28,9 @@ def parameters_of(finetune: Finetune) -> dict[str, Any]:
 
 
 def other_base(before: str, now: str) -> str:
-    """That a checkpoint's base model is not the one that was named."""
+    """That a checkpoint's base model is not the one that was named, or is not what it was."""
+    if before == now:
+        return f"the files of its base model {now} have changed since it was saved"
     return f"its base model was {before}, whose files differ from those of {now}"
 
 

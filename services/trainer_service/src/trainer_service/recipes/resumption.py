@@ -21,13 +21,15 @@ def require_resumable(job: Job, checkpoint: Path, events: EventWriter) -> None:
     Raises CheckpointUnusable naming all files that are missing, or both sides of what must not differ.
     """
     if missing := missing_from(checkpoint):
-        problems = [f"{checkpoint} has no {name}" for name in missing]
-        raise CheckpointUnusable(f"{checkpoint} cannot be gone on from: it has no {', no '.join(missing)}", problems)
+        problems = [f"{checkpoint.name} has no {name}" for name in missing]
+        raise CheckpointUnusable(
+            f"{checkpoint.name} cannot be gone on from: it has no {', no '.join(missing)}", problems
+        )
     before, now = read_state(checkpoint).get(ORIGIN), origin_of(job)
     if not isinstance(before, dict) or before.keys() != now.keys():
-        raise CheckpointUnusable(f"{checkpoint / STATE} does not say what the training was made from")
+        raise CheckpointUnusable(f"{STATE} of {checkpoint.name} does not say what the training was made from")
     if problems := _refusals(before, now):
-        raise CheckpointUnusable(f"{checkpoint} is of another training: {'; '.join(problems)}", problems)
+        raise CheckpointUnusable(f"{checkpoint.name} is of another training: {'; '.join(problems)}", problems)
     if before["dataset_sha256"] != now["dataset_sha256"]:
         events.log(f"the dataset is not the one that {checkpoint.name} was trained on", level=WARNING)
     for name, (old, new) in differences(before["parameters"], now["parameters"]).items():
