@@ -369,3 +369,30 @@ def test_long_answers_leave_the_question_whole_and_end_where_the_model_ends(
     assert limits[0] == 8
     assert 8 < limits[1] < context
     assert warned == [False, True]
+
+
+def test_answers_end_where_the_template_ends_replies(
+    bench: Bench, tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model, made for plain text, names another end alone."""
+    ends: list[frozenset[int]] = []
+
+    def noted(model: Any, prompts: Any, writing: Any, *rest: Any) -> Any:
+        ends.append(writing.ends)
+        return write_answers(model, prompts, writing, *rest)
+
+    monkeypatch.setattr(scorer, "write_answers", noted)
+    bench.model_dir = scratch.build(
+        tmp_path / "plain", hidden_size=32, layers=1, vocab_size=320, corpus=dataset
+    ).directory
+    tokenizer: Any = load_tokenizer(bench.model_dir)
+    end, reply_end = (tokenizer.convert_tokens_to_ids(name) for name in ("<|end_of_text|>", "<|eot_id|>"))
+    tokenizer.eos_token = "<|end_of_text|>"
+    tokenizer.save_pretrained(bench.model_dir)
+    for path in (bench.model_dir / "config.json", bench.model_dir / "generation_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": end}))
+    made = adapter(bench.model_dir, tmp_path / "checkpoint-10", seed=10)
+    job = bench.job(candidates=[{"step": 10, "directory": str(made)}], scores=["exact_match"])
+    bench.run(job)
+    assert ends
+    assert set(ends) == {frozenset({end, reply_end})}

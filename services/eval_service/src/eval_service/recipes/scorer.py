@@ -84,7 +84,7 @@ class Scorer:
 
     def _written_so(self, prompts: Prompts) -> Writing:
         tokenizer, answering = self._loaded.tokenizer, self._job.answering
-        special = set(tokenizer.all_special_ids)
+        special = frozenset(tokenizer.added_tokens_decoder)
         configured = (self._loaded.config, self._loaded.model.generation_config, tokenizer)
         ends = end_tokens(
             [getattr(item, "eos_token_id", None) for item in configured],
