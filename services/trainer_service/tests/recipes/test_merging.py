@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from modelkit.identity import recorded_origin, weights_sha256
-from modelkit.loading import load_weights
+from modelkit.loading import load_tokenizer, load_weights
 
 from .conftest import JobFactory, run
 
@@ -61,3 +62,42 @@ def test_a_full_training_has_nothing_to_merge(jobs: JobFactory) -> None:
     job = jobs(language_model={"method": "METHOD_FULL", "merge_after_training": True})
     assert "no adapter to merge" in run(job).text()
     assert not (job.output_dir / "merged").exists()
+
+
+@pytest.fixture
+def plain_text_model(jobs: JobFactory, tmp_path: Path) -> Path:
+    """A base model whose end is not what its chat template ends replies with."""
+    base = tmp_path / "plain"
+    shutil.copytree(jobs.model_dir, base)
+    tokenizer: Any = load_tokenizer(base)
+    tokenizer.eos_token = "<|end_of_text|>"
+    tokenizer.save_pretrained(base)
+    for name in ("config.json", "generation_config.json"):
+        known = json.loads((base / name).read_text()) if (base / name).is_file() else {}
+        (base / name).write_text(json.dumps(known | {"eos_token_id": tokenizer.eos_token_id}))
+    return base
+
+
+@pytest.mark.parametrize("method", ["METHOD_LORA", "METHOD_FULL"])
+def test_what_is_taught_to_converse_stops_where_replies_end(
+    jobs: JobFactory, plain_text_model: Path, method: str
+) -> None:
+    """T32: transformers and what else reads these settings would have it talk on otherwise."""
+    job = jobs(model_dir=str(plain_text_model), language_model={"method": method, "merge_after_training": True})
+    run(job)
+    tokenizer: Any = load_tokenizer(plain_text_model)
+    ends = [tokenizer.convert_tokens_to_ids(name) for name in ("<|end_of_text|>", "<|eot_id|>")]
+    merged = [job.output_dir / "merged"] if method == "METHOD_LORA" else []
+    for folder in (job.output_dir, *merged):
+        assert GenerationConfig.from_pretrained(folder).eos_token_id == ends
+
+
+def test_what_is_taught_plain_text_ends_where_its_base_did(
+    jobs: JobFactory, plain_text_model: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": f"Row {number} of a text. " * 3}) for number in range(16)))
+    pretraining = {"objective": "OBJECTIVE_PRETRAINING"}
+    run(job := jobs(model_dir=str(plain_text_model), train_file=str(texts), language_model=pretraining))
+    end = load_tokenizer(plain_text_model).eos_token_id
+    assert GenerationConfig.from_pretrained(job.output_dir).eos_token_id == end

@@ -22,8 +22,9 @@ from export_service.gguf.modelfile import write_modelfile
 from export_service.gguf.outline import Outline
 from export_service.gguf.problems import problems
 from export_service.gguf.tensors import PlannedTensor, outline_of, planned_tensors
-from export_service.gguf.vocabulary import Vocabulary, template_end
+from export_service.gguf.vocabulary import Vocabulary
 from modelkit.adapters import Adapter
+from modelkit.ending import reply_ends
 from modelkit.errors import Problem
 from modelkit.inspection import TOKENIZERS, read_json
 from modelkit.loading import load_config, load_tokenizer
@@ -86,7 +87,7 @@ class _Writing:
         self.mixed = [kind for kind in self.kinds if not kind.direct]
         embeddings = next(tensor for tensor in self.tensors if tensor.name == "token_embd.weight")
         self.tokenizer = tokenizer_of(job.base, job.adapter)
-        self.stops = list(dict.fromkeys([*stop_tokens(job.base, outline.config), *template_end(self.tokenizer)]))
+        self.stops = list(dict.fromkeys([*stop_tokens(job.base, outline.config), *reply_ends(self.tokenizer)]))
         architecture = outline.architecture.name
         size = embeddings.shape[0]
         self.vocabulary = Vocabulary(self.tokenizer, size=size, architecture=architecture, stops=self.stops)

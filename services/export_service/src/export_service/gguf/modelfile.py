@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from export_service.gguf.ollama_template import ollama_template
-from export_service.gguf.vocabulary import put_around, template_source
+from export_service.gguf.vocabulary import put_around
+from modelkit.ending import template_source
 from modelkit.inspection import read_json
 from modelkit.templates import ChatTemplate
 

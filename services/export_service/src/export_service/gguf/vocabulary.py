@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from export_service.gguf.errors import not_possible
 from export_service.gguf.pretokenizers import pre_tokenizer
-from modelkit.datasets import Message
-from modelkit.errors import InvalidTemplate
-from modelkit.templates import ChatTemplate
+from modelkit.ending import template_source
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 SPACE = "\u2581"
@@ -23,7 +21,6 @@ STRIPPING = "phi-3"  # llama.cpp takes spaces after special tokens away for mode
 STRIPPING_NAME = re.compile(r"phi-?3", re.IGNORECASE)
 ABSENT = "{{% set {} = '' %}}{{{{ '' }}}}"  # the expression keeps a line break that follows
 PREFIX = "tokenizer.ggml."
-PROBE = (Message(role="user", content="question"), Message(role="assistant", content="reply"))
 
 
 class Vocabulary:
@@ -107,29 +104,6 @@ def put_around(tokenizer: Any) -> tuple[bool, bool]:
     whole = tokenizer("a")["input_ids"]
     more = len(whole) > len(plain)
     return more and whole[0] == tokenizer.bos_token_id, more and whole[-1] == tokenizer.eos_token_id
-
-
-def template_source(tokenizer: Any) -> str | None:
-    """The chat template; of several the one that conversations are written with."""
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default") or next(iter(source.values()), None)
-    return str(source) if source else None
-
-
-def template_end(tokenizer: Any) -> list[int]:
-    """The special token that the chat template puts after a reply, if there is one. Models that were not made for
-    conversations do not name it as their end."""
-    source = template_source(tokenizer)
-    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    try:
-        text = ChatTemplate(source, tokens).render(PROBE) if source else ""
-    except InvalidTemplate:
-        return []
-    after = text.rpartition(PROBE[1]["content"])[2].lstrip()
-    found = tokenizer(after, add_special_tokens=False)["input_ids"][:1]
-    added = tokenizer.added_tokens_decoder
-    return [number for number in found if number in added and added[number].special]
 
 
 def chat_template(tokenizer: Any) -> str | None:

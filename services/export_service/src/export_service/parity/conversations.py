@@ -7,9 +7,10 @@ from typing import Any
 
 from gguf import GGUFReader
 
-from export_service.gguf.vocabulary import put_around, template_source
+from export_service.gguf.vocabulary import put_around
 from export_service.parity.llama import GgufUnreadable
 from modelkit.datasets import Message
+from modelkit.ending import template_source
 from modelkit.errors import InvalidTemplate, Problem
 from modelkit.templates import ChatTemplate
 

@@ -22,11 +22,12 @@ MORE_TEMPLATES = "additional_chat_templates"
 
 
 def carry(plan: MergePlan, target: Path) -> None:
-    """Writes everything but the weights. The adapter's tokenizer wins over the base model's. Raises OSError."""
+    """Writes everything but the weights. What the adapter has of it wins over the base model's. Raises OSError."""
     write_json(target / "config.json", plan.config)
-    if (plan.directory / GENERATION).is_file():
-        write_json(target / GENERATION, _safe_json(plan.directory / GENERATION))
     adapter = plan.adapter.directory if plan.adapter else plan.directory
+    generation = next((path for path in (adapter / GENERATION, plan.directory / GENERATION) if path.is_file()), None)
+    if generation is not None:
+        write_json(target / GENERATION, _safe_json(generation))
     own = any((adapter / name).is_file() for name in TOKENIZERS)
     copy_tokenizer(adapter if own else plan.directory, target)
 

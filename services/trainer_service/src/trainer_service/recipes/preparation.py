@@ -3,6 +3,7 @@
 from typing import Any
 
 from modelkit import attention
+from modelkit.ending import end_replies, reply_ends
 from modelkit.inspection import inspect
 from modelkit.loading import quieten
 from trainer_service.recipes import optimizers, precision, quantization
@@ -33,6 +34,8 @@ def prepare(job: Job, events: EventWriter, world: World) -> tuple[Any, Data, Pre
     data = prepare_data(job, events, world)
     model = prepare_model(job, formats, world, labels=data.labels, events=events)
     attention.use_segments(model)
+    if job.finetune.language_model.objective == "SUPERVISED":
+        end_replies(model.generation_config, reply_ends(data.tokenizer))
     trained, total = quantization.count_parameters(model)
     events.log(
         f"training {trained:,} of {total:,} parameters ({trained / total:.2%}) on {len(data.batches):,} rows, "

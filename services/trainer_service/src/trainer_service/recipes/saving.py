@@ -38,18 +38,24 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def save_weights(model: Any, directory: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Writes the adapter, or the whole model with config.json, in safetensors; its own weights unless given."""
+    """Writes the adapter, or the whole model with config.json, in safetensors; its own weights unless given.
+
+    The settings for generation, which name what ends a reply, come with both.
+    """
+    settings = getattr(model, "generation_config", None)
     if hasattr(model, "peft_config"):
         save_adapter(model, directory, weights)
     else:
-        with _own_settings(model, directory):
+        with _without_settings(model):
             model.save_pretrained(directory, state_dict=weights, max_shard_size=ONE_FILE)
+    if settings is not None:
+        (directory / GENERATION).write_text(settings.to_json_string(), encoding="utf-8")
 
 
 @contextmanager
-def _own_settings(model: Any, directory: Path) -> Iterator[None]:
-    """Within, a model is saved with settings for generation that transformers finds no fault with; afterwards its own
-    are written: it reads those of many a model, LLaMA 2 for example, and refuses to write them."""
+def _without_settings(model: Any) -> Iterator[None]:
+    """Within, a model has settings for generation that transformers finds no fault with: it reads those of many a
+    model, LLaMA 2 for example, and refuses to write them."""
     settings = getattr(model, "generation_config", None)
     if settings is None:
         yield
@@ -59,7 +65,6 @@ def _own_settings(model: Any, directory: Path) -> Iterator[None]:
         yield
     finally:
         model.generation_config = settings
-    (directory / GENERATION).write_text(settings.to_json_string(), encoding="utf-8")
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
@@ -99,7 +104,7 @@ def save_final(
     def fill(staging: Path) -> None:
         save_tokenizer(tokenizer, staging)
         if hasattr(model, "peft_config"):
-            save_adapter(model, staging, weights)
+            save_weights(model, staging, weights)
         else:
             whole_model = model if weights is None else plain_model(model, weights)
             save_weights(whole_model.to(stored), staging)
