@@ -14,6 +14,7 @@ from modelkit.datasets import Message
 from modelkit.errors import InvalidTemplate
 from modelkit.loading import load_config, load_tokenizer
 from modelkit.templates import FALLBACK, ChatTemplate
+from tests.support.models import THINKING_TEMPLATE
 
 CHAT: list[Message] = [
     {"role": "system", "content": "Be kind."},
@@ -103,22 +104,13 @@ def test_truncation_is_told_and_may_leave_nothing(folders: dict[str, Path]) -> N
     assert not whole.masked
 
 
-THINKING = """\
-{%- for m in messages %}<|im_start|>{{ m.role }}
-{% if m.role == 'assistant' and loop.last %}<think>
-
-</think>
-
-{% endif %}{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-PROMPT_THINKS = THINKING.replace(
+PROMPT_THINKS = THINKING_TEMPLATE.replace(
     "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
 ).replace("<think>\n\n</think>\n\n", "")
 
 
 def test_templates_that_show_old_turns_otherwise_still_train_every_reply(folders: dict[str, Path]) -> None:
-    encoder, tokenizer = encoder_of(folders["qwen2"], template=THINKING)
+    encoder, tokenizer = encoder_of(folders["qwen2"], template=THINKING_TEMPLATE)
     text = replies(tokenizer, encoder.encode([CHAT])[0])
     assert text == "Gut — 很好.\n\tDanke<|im_end|><think>\n\n</think>\n\nFine<|im_end|>"
     encoder, tokenizer = encoder_of(folders["qwen2"], template=PROMPT_THINKS)

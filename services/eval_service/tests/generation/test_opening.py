@@ -16,18 +16,10 @@ from modelkit.chatglm.tokenizer import CHATGLM2_TEMPLATE, CHATGLM3_TEMPLATE
 from modelkit.datasets import Message
 from modelkit.scratch import chat_templates
 from modelkit.templates import FALLBACK
+from tests.support.models import THINKING_TEMPLATE
 
 EMPTY = "<think>\n\n</think>\n\n"
 REFUSING = "{{ raise_exception('no') }}"
-THINKING = """\
-{%- for m in messages %}<|im_start|>{{ m.role }}
-{% if m.role == 'assistant' and loop.last %}<think>
-
-</think>
-
-{% endif %}{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 SILENT = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}\n{% endif %}{% endfor %}"
 
 
@@ -41,7 +33,7 @@ SILENT = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else
         (chat_templates.CHATML, ""),
         (chat_templates.PHI, ""),
         (FALLBACK, ""),
-        (THINKING, "<think>\n\n</think>\n\n"),
+        (THINKING_TEMPLATE, "<think>\n\n</think>\n\n"),
         (SILENT, ""),
         (REFUSING, ""),
         ("", ""),
@@ -55,7 +47,7 @@ def test_special_tokens_in_it_are_no_text() -> None:
     def decode(tokens: Sequence[int]) -> str:
         return "".join(map(chr, tokens)).replace("<think>", "")
 
-    prompts = Prompts(THINKING, {})
+    prompts = Prompts(THINKING_TEMPLATE, {})
     assert opening_of(prompts, lambda text: list(map(ord, text)), decode) == "\n\n</think>\n\n"
 
 

@@ -13,6 +13,7 @@ from modelkit import scratch
 from modelkit.loading import load_tokenizer
 from modelkit.templates import ChatTemplate
 from services.export_service.tests.gguf.small_models import field, small_model
+from tests.support.models import make_for_plain_text
 
 
 @pytest.fixture
@@ -125,15 +126,10 @@ def test_a_modelfile(llama: Path) -> None:
 
 def test_what_the_template_ends_replies_with_ends_answers(llama: Path) -> None:
     """Also where the model, made for plain text, names another end alone."""
-    tokenizer: Any = load_tokenizer(llama)
-    tokenizer.eos_token = "<|end_of_text|>"
-    tokenizer.save_pretrained(llama)
-    for name in ("config.json", "generation_config.json"):
-        known = json.loads((llama / name).read_text()) if (llama / name).is_file() else {}
-        (llama / name).write_text(json.dumps(known | {"eos_token_id": tokenizer.eos_token_id}))
+    _, reply_end = make_for_plain_text(llama)
     file, modelfile = write(GgufJob(llama, None, llama.parent / "out", "m", ["F16"], modelfile=True))
     assert 'PARAMETER stop "<|eot_id|>"' in modelfile.read_text()
-    assert field(file, "tokenizer.ggml.eot_token_id") == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert field(file, "tokenizer.ggml.eot_token_id") == reply_end
 
 
 def test_a_modelfile_of_a_tokenizer_without_an_end(llama: Path) -> None:

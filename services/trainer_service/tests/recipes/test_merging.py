@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from modelkit.identity import recorded_origin, weights_sha256
-from modelkit.loading import load_tokenizer, load_weights
+from modelkit.loading import load_weights
+from tests.support.models import make_for_plain_text
 
 from .conftest import JobFactory, run
 
@@ -64,40 +65,22 @@ def test_a_full_training_has_nothing_to_merge(jobs: JobFactory) -> None:
     assert not (job.output_dir / "merged").exists()
 
 
-@pytest.fixture
-def plain_text_model(jobs: JobFactory, tmp_path: Path) -> Path:
-    """A base model whose end is not what its chat template ends replies with."""
-    base = tmp_path / "plain"
-    shutil.copytree(jobs.model_dir, base)
-    tokenizer: Any = load_tokenizer(base)
-    tokenizer.eos_token = "<|end_of_text|>"
-    tokenizer.save_pretrained(base)
-    for name in ("config.json", "generation_config.json"):
-        known = json.loads((base / name).read_text()) if (base / name).is_file() else {}
-        (base / name).write_text(json.dumps(known | {"eos_token_id": tokenizer.eos_token_id}))
-    return base
-
-
 @pytest.mark.parametrize("method", ["METHOD_LORA", "METHOD_FULL"])
-def test_what_is_taught_to_converse_stops_where_replies_end(
-    jobs: JobFactory, plain_text_model: Path, method: str
-) -> None:
+def test_what_is_taught_to_converse_stops_where_replies_end(jobs: JobFactory, tmp_path: Path, method: str) -> None:
     """T32: transformers and what else reads these settings would have it talk on otherwise."""
-    job = jobs(model_dir=str(plain_text_model), language_model={"method": method, "merge_after_training": True})
-    run(job)
-    tokenizer: Any = load_tokenizer(plain_text_model)
-    ends = [tokenizer.convert_tokens_to_ids(name) for name in ("<|end_of_text|>", "<|eot_id|>")]
+    base = shutil.copytree(jobs.model_dir, tmp_path / "plain")
+    ends = make_for_plain_text(base)
+    run(job := jobs(model_dir=str(base), language_model={"method": method, "merge_after_training": True}))
     merged = [job.output_dir / "merged"] if method == "METHOD_LORA" else []
     for folder in (job.output_dir, *merged):
         assert GenerationConfig.from_pretrained(folder).eos_token_id == ends
 
 
-def test_what_is_taught_plain_text_ends_where_its_base_did(
-    jobs: JobFactory, plain_text_model: Path, tmp_path: Path
-) -> None:
+def test_what_is_taught_plain_text_ends_where_its_base_did(jobs: JobFactory, tmp_path: Path) -> None:
+    base = shutil.copytree(jobs.model_dir, tmp_path / "plain")
+    end, _ = make_for_plain_text(base)
     texts = tmp_path / "texts.jsonl"
     texts.write_text("\n".join(json.dumps({"text": f"Row {number} of a text. " * 3}) for number in range(16)))
     pretraining = {"objective": "OBJECTIVE_PRETRAINING"}
-    run(job := jobs(model_dir=str(plain_text_model), train_file=str(texts), language_model=pretraining))
-    end = load_tokenizer(plain_text_model).eos_token_id
+    run(job := jobs(model_dir=str(base), train_file=str(texts), language_model=pretraining))
     assert GenerationConfig.from_pretrained(job.output_dir).eos_token_id == end
