@@ -20,6 +20,7 @@ PADDING_FILTERS = ("center", "indent", "wordwrap")
 MAX_PADDING = 1000
 MAX_BASE, MAX_EXPONENT = 10**6, 64
 MIN_WAIT = 0.01
+AGAIN = 0.25  # seconds of processor time in which what was raised reaches the end of what is limited
 
 Limit = Callable[[], int]
 
@@ -29,8 +30,9 @@ class TemplateTimeoutError(Exception):
 
 
 class TimeLimit:
-    """Stops the Python code of this thread by raising TemplateTimeoutError in it.
+    """Stops the Python code of this thread by raising TemplateTimeoutError in it, again where it is lost.
 
+    It is lost in a finalizer, for example, which Python may call at any time, and whose errors go nowhere.
     What counts is the thread's own processor time: a machine that is busy or suspended does not make a template slow.
     """
 
@@ -56,6 +58,9 @@ class TimeLimit:
                 self._timer.start()
                 return
             self._fired = True
+            self._end += AGAIN
+            self._timer = self._arm(AGAIN)
+            self._timer.start()
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self._thread), ctypes.py_object(TemplateTimeoutError)
             )
@@ -65,9 +70,16 @@ class TimeLimit:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._stop()
+        except TemplateTimeoutError:  # it arrives here
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
         with self._lock:
             self._over = True
-            if self._fired and kind is not TemplateTimeoutError:  # it is still on its way
+            if self._fired:  # it may still be on its way
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
             self._timer.cancel()
 
