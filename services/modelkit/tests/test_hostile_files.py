@@ -156,7 +156,8 @@ def test_a_lower_limit_that_a_process_was_started_with_stays() -> None:
     script = (
         "import resource; from modelkit.apart import lower_limit; kind = resource.RLIMIT_NOFILE\n"
         "resource.setrlimit(kind, (64, 64)); lower_limit(kind, 128, 129); print(*resource.getrlimit(kind))\n"
-        "lower_limit(kind, 32, 33); print(*resource.getrlimit(kind))"
+        "lower_limit(kind, 32, 33); print(*resource.getrlimit(kind))\n"
+        "lower_limit(kind, 33); print(*resource.getrlimit(kind))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == ["64", "64", "32", "33"]
+    assert done.stdout.split() == ["64", "64", "32", "33", "32", "33"]

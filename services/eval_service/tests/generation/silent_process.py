@@ -40,7 +40,8 @@ def _talk(first: bytes = b"", then: bytes | None = None) -> int:
         connected.connect("socket")
         connected.sendall(first)
         if then is not None:
-            connected.recv(1)
-            connected.sendall(then)
+            spoken_to = connected.recv(1)
+            if spoken_to:  # and not left
+                connected.sendall(then)
         signal.pause()
     return 0

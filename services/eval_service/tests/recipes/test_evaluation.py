@@ -361,7 +361,7 @@ def test_long_answers_leave_the_question_whole_and_end_where_the_model_ends(
         told = bench.run(job).text()
         report = bench.report(job)
         answers.append([row["results"][0]["answer"] for row in report["rows_scored"]])
-        limits.append(report["settings"]["effective_max_tokens"])
+        limits.append(report["settings"]["least_max_tokens"])
         warned.append(f"answers have room for fewer than {most} tokens, one for {limits[-1]}:" in told)
     assert len(set(answers[0])) > 1, "questions decide about answers"
     assert all(long.startswith(short) for short, long in zip(*answers, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from eval_service.generation.engine.sampling import Sampler, Sampling
 from eval_service.scoring.decoding import ROOM
@@ -62,6 +63,17 @@ def test_a_long_prompt_shortens_no_other_answer(model: Any) -> None:
     rooms = [min(12, longest + 3 - len(prompt)) for prompt in PROMPTS]
     assert len(set(rooms)) > 1
     assert written == [row[:room] for row, room in zip(one_by_one(model, PROMPTS, 12), rooms, strict=True)]
+
+
+def test_positions_that_are_learnt_end_with_the_context() -> None:
+    """A row that is finished stays in its batch for a while."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    learnt: Any = GPT2LMHeadModel(config).eval()
+    prompts = [[5] * 28, *([row, 2, 3] for row in range(7))]
+    written = write_answers(learnt, prompts, Writing(GREEDY, 16, frozenset(), context=32))
+    assert [len(answer) for answer in written] == [4] + [16] * 7
+    assert written[1:] == one_by_one(learnt, prompts[1:], 16)
 
 
 def test_penalties_are_those_of_a_whole_vocabulary(model: Any) -> None:

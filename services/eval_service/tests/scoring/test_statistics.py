@@ -71,9 +71,7 @@ def test_the_total_of_checkpoints_that_are_always_right_is_not_certain() -> None
     scored = [Scored(Card(step, right), classes=labels) for step in (10, 20)]
     shares = {"accuracy": 0.5, "f1": 0.5}
     advice = recommend([item.card for item in scored], shares)
-    content = content_of(
-        job, scored, samples, shares=shares, advice=advice, labels=["a", "b"], embedder="", least_room=1
-    )
+    content = content_of(job, scored, samples, shares=shares, advice=advice, labels=["a", "b"], embedder="", rooms=[1])
     least, _ = clopper_pearson(8, 8)
     for item in content["checkpoints"]:
         assert (item["total"], item["total_high"]) == (1.0, 1.0)

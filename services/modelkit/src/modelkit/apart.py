@@ -127,9 +127,8 @@ def _say(error: BaseException, status: int) -> int:
 
 def lower_limit(kind: int, soft: int, hard: int | None = None) -> None:
     """Limits this process; a lower limit that it was started with stays, since to raise one needs a privilege."""
-    _, given = resource.getrlimit(kind)
-    most = sys.maxsize if given == resource.RLIM_INFINITY else given
-    resource.setrlimit(kind, (min(soft, most), min(soft if hard is None else hard, most)))
+    given = [sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(kind)]
+    resource.setrlimit(kind, (min(soft, given[0]), min(soft if hard is None else hard, given[1])))
 
 
 def _limit(memory: int, cpu_seconds: int) -> None:

@@ -1,12 +1,13 @@
 """Where replies end: models that were not made for conversations do not name what a chat template ends replies with."""
 
+from collections.abc import Callable
 from typing import Any
 
 from modelkit.datasets import Message
 from modelkit.errors import InvalidTemplate
 from modelkit.templates import ChatTemplate
 
-PROBE = (Message(role="user", content="question"), Message(role="assistant", content="reply"))
+PROBE: tuple[Message, Message] = ({"role": "user", "content": "question"}, {"role": "assistant", "content": "reply"})
 
 
 def template_source(tokenizer: Any) -> str | None:
@@ -17,21 +18,36 @@ def template_source(tokenizer: Any) -> str | None:
     return str(source) if source else None
 
 
-def reply_ends(tokenizer: Any) -> list[int]:
-    """The special token that the tokenizer's chat template puts after a reply, if there is one."""
-    if (source := template_source(tokenizer)) is None:
-        return []
+def template_of(tokenizer: Any) -> ChatTemplate | None:
+    """The chat template with the tokenizer's special tokens, None without one. Raises InvalidTemplate."""
+    source = template_source(tokenizer)
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return ChatTemplate(source, tokens) if source else None
+
+
+def reply_ends(tokenizer: Any) -> list[int]:
+    """The token that the tokenizer's chat template ends a reply with, if there is one."""
     try:
-        template = ChatTemplate(source, tokens)
+        template = template_of(tokenizer)
+    except InvalidTemplate:
+        return []
+    added = tokenizer.added_tokens_decoder
+    return ends_written_by(template, lambda text: tokenizer.encode(text, add_special_tokens=False), added.__contains__)
+
+
+def ends_written_by(
+    template: ChatTemplate | None, encode: Callable[[str], list[int]], is_added: Callable[[int], bool]
+) -> list[int]:
+    """The token that a template puts after a reply, if there is one that is no ordinary text."""
+    if template is None:
+        return []
+    try:
         with template.time_limit():
             text = template.render(PROBE)
     except InvalidTemplate:
         return []
     after = text.rpartition(PROBE[1]["content"])[2].lstrip()
-    found = tokenizer(after, add_special_tokens=False)["input_ids"][:1]
-    added = tokenizer.added_tokens_decoder
-    return [number for number in found if number in added and added[number].special]
+    return [token for token in encode(after)[:1] if is_added(token)] if after else []
 
 
 def end_replies(settings: Any, ends: list[int]) -> None:

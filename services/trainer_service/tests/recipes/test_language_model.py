@@ -28,7 +28,7 @@ CHECKPOINT_STATE = {
     "training_args.bin",
 }
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
-ADAPTER = {"adapter_model.safetensors", "adapter_config.json"}
+ADAPTER = {"adapter_model.safetensors", "adapter_config.json", "generation_config.json"}
 MODEL = {"model.safetensors", "config.json", "generation_config.json"}
 FULL = {"method": "METHOD_FULL"}
 SAVING = {"save_strategy": "INTERVAL_STRATEGY_STEPS", "save_steps": 3}

@@ -43,7 +43,7 @@ class Evaluation:
         self._job, self._events = job, events
         self._total = len(job.candidates) + job.include_base_model
         self._progress = Progress(events, stop, self._total)
-        self._least_room = job.answering.max_tokens  # for an answer
+        self._rooms = [job.answering.max_tokens]  # tokens that answers can have
 
     def run(self) -> None:
         """Raises Stopping when that is asked for."""
@@ -89,13 +89,13 @@ class Evaluation:
         return found
 
     def _tell_limit(self, scorer: Scorer) -> None:
-        """Remembers how long the answer to the longest prompt can be, and warns when that is less than asked for."""
-        asked, rooms = self._job.answering.max_tokens, scorer.rooms()
-        self._least_room = min(rooms, default=asked)
-        if self._least_room < asked:
+        """Remembers how long answers can be, and warns when that is less than was asked for."""
+        asked = self._job.answering.max_tokens
+        rooms = self._rooms = scorer.rooms() or self._rooms
+        if min(rooms) < asked:
             self._events.log(
                 f"{sum(room < asked for room in rooms)} of {len(rooms)} answers have room for fewer than {asked} "
-                f"tokens, one for {self._least_room}: their prompts leave no more of the model's context; leave long "
+                f"tokens, one for {min(rooms)}: their prompts leave no more of the model's context; leave long "
                 "rows out, or ask for fewer max_tokens",
                 WARNING,
             )
@@ -153,7 +153,7 @@ class Evaluation:
             advice=advice,
             labels=labels,
             embedder=name,
-            least_room=self._least_room,
+            rooms=self._rooms,
         )
         for item in content["checkpoints"]:
             if item["total"] is not None:

@@ -84,13 +84,13 @@ class Scorer:
 
     def _written_so(self, prompts: Prompts) -> Writing:
         tokenizer, answering = self._loaded.tokenizer, self._job.answering
-        special = frozenset(tokenizer.added_tokens_decoder)
+        added = frozenset(tokenizer.added_tokens_decoder)
         configured = (self._loaded.config, self._loaded.model.generation_config, tokenizer)
         ends = end_tokens(
             [getattr(item, "eos_token_id", None) for item in configured],
             prompts,
             lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
-            lambda token: token in special,
+            added.__contains__,
         )
         chosen: Any = answering.sampling
         asked = Writing(Sampling(**chosen), answering.max_tokens, ends, context_of(self._loaded.config))

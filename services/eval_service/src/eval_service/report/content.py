@@ -42,12 +42,11 @@ def content_of(
     advice: Recommendation,
     labels: Sequence[str],
     embedder: str,
-    least_room: int,
+    rooms: Sequence[int],
 ) -> dict[str, Any]:
     """Everything that is known of an evaluation; numbers that are undefined are None.
 
-    least_room: tokens that the answer to the longest prompt can have; fewer than the job asks for where the context
-    of the model ends before.
+    rooms: tokens that the answers can have, fewer than the job asks for where the context of the model ends before.
     """
     names = list(scored[0].card.measurements) if scored else []
     return {
@@ -59,7 +58,7 @@ def content_of(
         "split": samples.split,
         "rows": samples.rows,
         "samples": len(samples),
-        "settings": _settings(job, embedder, least_room),
+        "settings": _settings(job, embedder, rooms),
         "shares": dict(shares),
         "scores": [_described(name) for name in names],
         "checkpoints": [_checkpoint(item, samples, shares, labels, job.choice.seed) for item in scored],
@@ -84,14 +83,15 @@ def number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _settings(job: Job, embedder: str, least_room: int) -> dict[str, Any]:
+def _settings(job: Job, embedder: str, rooms: Sequence[int]) -> dict[str, Any]:
     return {
         "sample_ratio": job.choice.ratio,
         "min_samples": job.choice.least,
         "max_samples": job.choice.most,
         "seed": job.choice.seed,
         "max_tokens": job.answering.max_tokens,
-        "effective_max_tokens": least_room,
+        "effective_max_tokens": max(rooms),
+        "least_max_tokens": min(rooms),
         "sampling": dict(job.answering.sampling),
         "stop": list(job.answering.stop),
         "max_seq_length": job.learnt.max_seq_length,

@@ -75,7 +75,7 @@ def _facts(content: Mapping[str, Any]) -> str:
 
 
 def _length(settings: Mapping[str, Any]) -> str:
-    most, least = settings["max_tokens"], settings["effective_max_tokens"]
+    least, most = settings["least_max_tokens"], settings["effective_max_tokens"]
     return str(most) if least == most else f"{least} - {most}"
 
 

@@ -113,6 +113,8 @@ class _Batch:
         self._unread = tokens[:, None]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
         self._positions = self._positions[:, -1:] + 1
+        if self._writing.context is not None:  # rows that are finished may stay for a while
+            self._positions = self._positions.clamp(max=self._writing.context - 1)
         if not left:
             self._rows = []
         elif len(left) <= SHRINK * len(self._rows):

@@ -87,7 +87,7 @@ class _Writing:
         self.mixed = [kind for kind in self.kinds if not kind.direct]
         embeddings = next(tensor for tensor in self.tensors if tensor.name == "token_embd.weight")
         self.tokenizer = tokenizer_of(job.base, job.adapter)
-        self.stops = list(dict.fromkeys([*stop_tokens(job.base, outline.config), *reply_ends(self.tokenizer)]))
+        self.stops = list(dict.fromkeys([*reply_ends(self.tokenizer), *stop_tokens(job.base, outline.config)]))
         architecture = outline.architecture.name
         size = embeddings.shape[0]
         self.vocabulary = Vocabulary(self.tokenizer, size=size, architecture=architecture, stops=self.stops)

@@ -14,6 +14,7 @@ from eval_service.generation.engine.engines import Prompt
 from eval_service.generation.engine.prompts import Prompts, end_tokens, opening_of
 from eval_service.generation.memory import CONTEXT_NAMES
 from modelkit.datasets import Message
+from modelkit.ending import template_source
 from modelkit.loading import load_config, load_model, load_tokenizer, quieten
 
 CHUNK = 256
@@ -186,18 +187,15 @@ class BaseEngine:
 
     def _voice(self, directory: Path) -> Voice:
         tokenizer: Any = load_tokenizer(directory, self._config)
-        source = tokenizer.chat_template
-        if isinstance(source, dict):
-            source = source.get("default") or next(iter(source.values()))
         tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-        voice = Voice(tokenizer, Prompts(source or "", tokens), frozenset())
-        special = frozenset(tokenizer.added_tokens_decoder)
+        voice = Voice(tokenizer, Prompts(template_source(tokenizer) or "", tokens), frozenset())
+        added = frozenset(tokenizer.added_tokens_decoder)
         configured = [config.eos_token_id for config in (self._config, self._model.generation_config)]
         voice.ends = end_tokens(
             [*configured, tokenizer.eos_token_id],
             voice.prompts,
             lambda text: tokenizer.encode(text, add_special_tokens=False),
-            special.__contains__,
+            added.__contains__,
         )
         return voice
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from eval_service.generation.engine.errors import ConversationRefused
 from modelkit.datasets import Message
+from modelkit.ending import PROBE, ends_written_by
 from modelkit.errors import InvalidTemplate
 from modelkit.templates import ChatTemplate
-
-PROBE: tuple[Message, Message] = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "reply"})
 
 
 class Prompts:
@@ -55,15 +54,9 @@ class Prompts:
         between, found, _ = whole.removeprefix(read).partition(PROBE[1]["content"])
         return between if found and whole.startswith(read) else ""
 
-    def after_reply(self) -> str:
-        """What the template writes after a reply; empty without one, and where it refuses."""
-        if self._template is None:
-            return ""
-        try:
-            with self._template.time_limit():
-                return self._template.render(PROBE).rpartition(PROBE[1]["content"])[2]
-        except InvalidTemplate:
-            return ""
+    def ends(self, encode: Callable[[str], list[int]], is_added: Callable[[int], bool]) -> list[int]:
+        """The token that the template ends a reply with, if there is one."""
+        return ends_written_by(self._template, encode, is_added)
 
 
 def opening_of(prompts: Prompts, encode: Callable[[str], list[int]], decode: Callable[[Sequence[int]], str]) -> str:
@@ -73,12 +66,11 @@ def opening_of(prompts: Prompts, encode: Callable[[str], list[int]], decode: Cal
 
 
 def end_tokens(
-    configured: Sequence[Any], prompts: Prompts, encode: Callable[[str], list[int]], special: Callable[[int], bool]
+    configured: Sequence[Any], prompts: Prompts, encode: Callable[[str], list[int]], is_added: Callable[[int], bool]
 ) -> frozenset[int]:
-    """Tokens that end an answer: those that are configured (numbers, lists of them, or None), and the special token
-    that the template puts after a reply."""
+    """Tokens that end an answer: those that are configured (numbers, lists of them, or None), and what the template
+    ends a reply with."""
     ends: set[int] = set()
     for entry in configured:
         ends.update(map(int, entry if isinstance(entry, list | tuple) else [] if entry is None else [entry]))
-    after = encode(prompts.after_reply().lstrip()) if prompts.after_reply() else []
-    return frozenset(ends | {token for token in after[:1] if special(token)})
+    return frozenset(ends.union(prompts.ends(encode, is_added)))
