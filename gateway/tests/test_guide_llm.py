@@ -110,8 +110,9 @@ async def test_ranges_are_those_of_the_guide(gateway: Gateway, field: str, value
 
 
 async def test_only_language_models_are_trained_here(gateway: Gateway) -> None:
-    assert (await start(gateway, "lora/start", model_type="llm")).HasField("language_model")
-    wrong: list[Any] = ["image_classifier", {}]
+    for word in ("llm", "LLM", "language_model", "Causal-LM", "text", ""):
+        assert (await start(gateway, "lora/start", model_type=word)).HasField("language_model")
+    wrong: list[Any] = ["image_classifier", "text_to_image", {}]
     for word in wrong:
         response = await gateway.client.post("/api/llm-finetuning/lora/start", json={**BASE, "model_type": word})
         assert [item["loc"] for item in response.json()["detail"]] == [["body", "model_type"]]
@@ -166,11 +167,45 @@ async def test_fields_that_come_several_times_are_lists(gateway: Gateway) -> Non
     assert [detail["loc"][1] for detail in response.json()["detail"]] == ["epochs", "name"]
 
 
-async def test_of_several_files_none_is_passed_over(gateway: Gateway) -> None:
-    files = [("file", (name, b"{}")) for name in ("a.jsonl", "b.jsonl")]
-    response = await gateway.client.post("/api/llm-finetuning/data/upload", files=files)
-    assert (response.status_code, response.json()["detail"][0]["loc"]) == (422, ["body", "file"])
+async def test_each_of_several_fields_says_what_one_says(gateway: Gateway) -> None:
+    fields = {"base_model": "phi-2", "target_modules": ["q_proj, k_proj", " v_proj ", '["o_proj"]', ""]}
+    files = {"dataset": ("train.jsonl", b"{}")}
+    response = await gateway.client.post("/api/llm-finetuning/lora", data=fields, files=files)
+    assert response.status_code == 200, response.text
+    request = gateway.tasks.requests[-1]
+    assert isinstance(request, CreateTaskRequest)
+    modules = request.spec.finetune.language_model.lora.target_modules
+    assert list(modules) == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.mark.parametrize(
+    ("route", "names", "refused"),
+    [
+        ("llm-finetuning/data/upload", ("file", "file"), "file"),
+        ("llm-finetuning/data/upload", ("file", "file2"), "file2"),
+        ("training/datasets/upload", ("file", "file2"), "file2"),
+        ("llm-finetuning/lora", ("dataset", "eval_dataset"), "eval_dataset"),
+        ("training/image-classifier", ("labels", "dataset"), "labels"),
+    ],
+)
+async def test_of_several_files_none_is_passed_over(
+    gateway: Gateway, route: str, names: tuple[str, str], refused: str
+) -> None:
+    files = [(name, (f"{place}.jsonl", b"{}")) for place, name in enumerate(names)]
+    response = await gateway.client.post(f"/api/{route}", files=files, data={"base_model": "phi-2"})
+    assert response.status_code == 422
+    (detail,) = response.json()["detail"]
+    assert detail["loc"] == ["body", refused]
+    assert "one file was expected" in detail["msg"]
     assert not gateway.datasets.headers
+
+
+async def test_where_a_browser_chose_no_file_there_is_none(gateway: Gateway) -> None:
+    empty = b'--b\r\ncontent-disposition: form-data; name="%s"; filename=""\r\n\r\n\r\n'
+    response = await upload(gateway, empty % b"other" + FILE + END)
+    assert response.status_code == 200, response.text
+    response = await upload(gateway, (empty % b"file").removesuffix(b"\r\n") + END)
+    assert (response.status_code, response.json()["detail"][0]["msg"]) == (422, "must be given")
 
 
 async def test_problems_of_the_data_are_about_the_file(gateway: Gateway) -> None:
@@ -206,7 +241,8 @@ TEXT_PART = b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\nx'
         (FILE, f"multipart/form-data; boundary={'b' * 71}", "boundary"),
         (FILE, FORM, "cut off"),
         (b"nonsense", FORM, "cannot be read"),
-        (FILE.replace(b"file", b"data", 1) + END, FORM, "must be given"),
+        (FILE.replace(b"file", b"data", 1) + END, FORM, "in the field file"),
+        (TEXT_PART.replace(b"file", b"data") + END, FORM, "must be given"),
         (FILE.replace(b"{}", b"") + END, FORM, "is empty"),
         (TEXT_PART + END, FORM, "not a text"),
         (TEXT_PART.replace(b"x", b"\xff") + END, FORM, "UTF-8"),

@@ -97,6 +97,8 @@ async def test_checkpoints(gateway: Gateway) -> None:
 async def test_models_by_type(gateway: Gateway) -> None:
     response = await gateway.client.get("/api/training/models", params={"model_type": "llm"})
     assert response.json() == [{"id": "llama-2-7b", "name": "LLaMA 2 7B", "description": "language_model"}]
+    upper = await gateway.client.get("/api/training/models", params={"model_type": "LLM"})
+    assert upper.json() == response.json()
     assert (await gateway.client.get("/api/training/models")).json()[0]["description"] == "any"
     response = await gateway.client.get("/api/training/models", params={"model_type": "speech"})
     assert (response.status_code, list(details(response.json()))) == (422, ["query.model_type"])

@@ -270,6 +270,11 @@ def test_forms_send_texts() -> None:
     assert not training.fp16
     assert list(model.lora.target_modules) == ["q_proj", "v_proj"]
     assert (model.method, model.max_seq_length) == (spec_pb2.METHOD_QLORA, 512)
+    form = {"labels": ["1", "2, 3"], "objective": ["classification", ""], "epochs": ["", " "]}
+    reading = read(form, "training", texts=True)
+    assert not reading.problems
+    assert list(reading.spec.language_model.labels) == ["1", "2", "3"]
+    assert reading.spec.training.num_train_epochs == 10
     wrong = dict(read({"epochs": "x", "use_4bit": "perhaps"}, "llm_finetuning", texts=True).problems)
     assert set(wrong) == {"epochs", "use_4bit"}
     assert problems({"epochs": "3"}, "llm_finetuning"), "JSON has numbers of its own"

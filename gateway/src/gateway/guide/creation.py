@@ -25,6 +25,8 @@ MODALITIES = {
     "object_detector": "object_detector",
     "text_to_image": "text_to_image",
 }
+# What else people write for a language model.
+_SPELLINGS = dict.fromkeys(("language_model", "large_language_model", "causal_lm", "lm", "text"), "language_model")
 # What a training on pictures has of its own, by the names of the guide.
 SIZES = {"image_classifier": "image_size", "object_detector": "image_size", "text_to_image": "resolution"}
 STAND_IN = "-"
@@ -123,8 +125,8 @@ class Creation:
 
     def _require_kind(self, given: Any) -> None:
         """A caller that says what kind of model it means must mean the one that its route trains."""
-        word = next(word for word, modality in MODALITIES.items() if modality == self._modality)
-        if given not in (None, "", word):
+        if given not in (None, "") and modality_of(given) != self._modality:
+            word = next(word for word, modality in MODALITIES.items() if modality == self._modality)
             self._refuse(MODEL_TYPE, messages.CHOICE, choices=(word,), received=messages.Received(given))
 
     def _require(self, name: str, given: bool) -> None:
@@ -153,6 +155,12 @@ class Creation:
             self._refuse(size, messages.RANGE, interval=bounds.interval(), received=messages.Received(value))
         else:
             setattr(part, size, pixels)
+
+
+def modality_of(given: Any) -> str:
+    """The field of a FinetuneSpec that a model_type stands for, in any case; empty when it stands for none."""
+    word = given.strip().lower().replace("-", "_") if isinstance(given, str) else ""
+    return MODALITIES.get(word) or _SPELLINGS.get(word, "")
 
 
 def names_of_modality(modality: str) -> Collection[str]:

@@ -58,7 +58,7 @@ class Form:
     def file(self, name: str) -> FormFile:
         """The file with a name. Raises InvalidArgument when there is none, or when it is empty."""
         if name not in self.files:
-            message = "a file was expected, not a text" if name in self.fields else "must be given"
+            message = "a file was expected, not a text" if self.fields.get(name) else "must be given"
             raise InvalidArgument(problems=[Problem(name, message)])
         if not self.files[name].size:
             raise InvalidArgument(problems=[Problem(name, "the file is empty")])
@@ -66,24 +66,24 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(call: Call) -> AsyncIterator[Form]:
-    """The form of a request; its files are gone at the end of the block.
+async def read_form(call: Call, file: str) -> AsyncIterator[Form]:
+    """The form of a request, with a file in the field that file names; the file is gone at the end of the block.
 
-    Raises InvalidArgument for what is no form or is too large, DeadlineExceeded when it comes too slowly, and
-    ResourceExhausted when too many forms are there already or their disk is full.
+    Raises InvalidArgument for what is no form, is too large or has another file, DeadlineExceeded when it comes too
+    slowly, and ResourceExhausted when too many forms are there already or their disk is full.
     """
     settings = call.settings
     boundary = _boundary(call.http)
     with call.spool.place(call.user):
         await asyncio.to_thread(call.spool.require_space, _announced(call.http, settings.max_upload_bytes))
-        reader = _Reader(boundary, call.spool, settings.max_upload_bytes)
+        reader = _Reader(boundary, call.spool, settings.max_upload_bytes, file)
         try:
             async for chunk in receive_chunks(call.http, settings.request_seconds):
                 await reader.feed(chunk)
             yield reader.finish()
         finally:
-            for file in reader.opened:
-                file.close()
+            for opened in reader.opened:
+                opened.close()
 
 
 def _announced(request: Request, most: int) -> int:
@@ -103,10 +103,11 @@ def _boundary(request: Request) -> bytes:
 class _Reader:
     """What the parser finds is queued by its callbacks and worked on between two pieces of the body."""
 
-    def __init__(self, boundary: bytes, spool: Spool, most_bytes: int) -> None:
+    def __init__(self, boundary: bytes, spool: Spool, most_bytes: int, file_field: str) -> None:
         self._form = Form()
         self._spool = spool
         self._most = most_bytes
+        self._file_field = file_field
         self._size = 0
         self.opened: list[IO[bytes]] = []
         self._todo: list[Callable[[], Awaitable[None]]] = []
@@ -179,15 +180,22 @@ class _Reader:
         self._name = options.get(b"name", b"").decode(errors="replace")
         if not self._name:
             raise InvalidArgument(problems=[Problem("", "a part of the form has no name")])
-        if b"filename" in options:
-            if self._name in self._form.files:
-                message = "one file was expected; pack several into a ZIP archive"
-                raise InvalidArgument(problems=[Problem(self._name, message)])
+        if options.get(b"filename"):  # browsers leave it empty where no file was chosen
+            self._require_one_file()
             file = await asyncio.to_thread(self._spool.open)
             self.opened.append(file)
             self._file = FormFile(options[b"filename"].decode(errors="replace"), file)
         else:
             self._text = bytearray()
+
+    def _require_one_file(self) -> None:
+        if self._name != self._file_field:
+            message = f"no file is read from this field; one file was expected, in the field {self._file_field}"
+        elif self._name in self._form.files:
+            message = "one file was expected; pack several into a ZIP archive"
+        else:
+            return
+        raise InvalidArgument(problems=[Problem(self._name, message)])
 
     async def _write(self, piece: bytes) -> None:
         if self._file is not None:

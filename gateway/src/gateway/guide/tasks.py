@@ -54,7 +54,7 @@ class GuideTasks:
 
         The fields are checked before the file is stored, and the whole request once more with it.
         """
-        async with read_form(call) as form:
+        async with read_form(call, FILE) as form:
             file = form.file(FILE)
             fields = {name: text for name, text in form.fields.items() if name not in BY_NAME[FILE].names}
             await self.check(call, Creation(fields, surface, modality, texts=True), without=DATASET)

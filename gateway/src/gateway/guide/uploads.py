@@ -8,6 +8,9 @@ from gateway.guide.forms import FormFile
 from servicekit.errors import InvalidArgument, Problem
 from tunesmith.task.v1 import dataset_service_pb2 as pb
 
+# The field of a form that only uploads.
+FILE = "file"
+
 
 async def store(upload: Any, call: Call, file: FormFile, field: str, *, name: str = "", kind: str = "") -> pb.Dataset:
     """The dataset that a form's file has become; field is the file's name in the form.

@@ -75,8 +75,9 @@ class LlmFinetuning:
 
     async def upload(self, call: Call) -> Any:
         """POST data/upload: a form with a file; path is what dataset_path takes."""
-        async with read_form(call) as form:
-            dataset = await uploads.store(self.tasks.datasets.UploadDataset, call, form.file("file"), "file")
+        async with read_form(call, uploads.FILE) as form:
+            file = form.file(uploads.FILE)
+            dataset = await uploads.store(self.tasks.datasets.UploadDataset, call, file, uploads.FILE)
         return {"path": dataset.id, "samples": dataset.samples}
 
     async def adapters(self, call: Call) -> Any:

@@ -7,7 +7,7 @@ from starlette.routing import BaseRoute
 from gateway.backends import Backends
 from gateway.guide import uploads, views
 from gateway.guide.call import Call
-from gateway.guide.creation import LANGUAGE_MODEL, MODALITIES, MODEL_TYPE, Creation
+from gateway.guide.creation import LANGUAGE_MODEL, MODALITIES, MODEL_TYPE, Creation, modality_of
 from gateway.guide.errors import QUERY
 from gateway.guide.forms import read_form
 from gateway.guide.models import GuideModels
@@ -74,9 +74,10 @@ class Training:
 
     async def upload_dataset(self, call: Call) -> Any:
         """POST datasets/upload: a form of file, name and type."""
-        async with read_form(call) as form:
-            file, name, kind = form.file("file"), form.text("name"), form.text("type")
-            dataset = await uploads.store(self.tasks.datasets.UploadDataset, call, file, "file", name=name, kind=kind)
+        async with read_form(call, uploads.FILE) as form:
+            file, name, kind = form.file(uploads.FILE), form.text("name"), form.text("type")
+            upload = self.tasks.datasets.UploadDataset
+            dataset = await uploads.store(upload, call, file, uploads.FILE, name=name, kind=kind)
         return views.dataset_document(dataset)
 
     async def list_datasets(self, call: Call) -> Any:
@@ -110,8 +111,8 @@ class Training:
 
 def _modality(word: Any) -> tuple[str, Problem | None]:
     """The modality that a model_type means; that of a language model beside the problem when it means none."""
-    if isinstance(word, str) and word in MODALITIES:
-        return MODALITIES[word], None
+    if modality := modality_of(word):
+        return modality, None
     if word is None:
         return MODALITIES[LANGUAGE_MODEL], Problem(MODEL_TYPE, messages.REQUIRED.en)
     text = messages.CHOICE.say(messages.ENGLISH, choices=tuple(MODALITIES), received=Received(word))

@@ -19,7 +19,7 @@ from parameterkit.messages import ENGLISH, Problem, Refused, Text
 from parameterkit.methods import Given, Switches
 from parameterkit.surfaces import NATIVE, SURFACES, defaults, ranges
 from parameterkit.table import BY_NAME, BY_PATH
-from parameterkit.values import assign, clear, from_text, parse
+from parameterkit.values import assign, clear, from_form, parse
 from tunesmith.task.v1 import spec_pb2
 
 _EVALUATE = "eval_strategy"
@@ -64,12 +64,12 @@ class Reader:
     ) -> None:
         """Takes values by any of their names, of which names are known here; null counts as not given.
 
-        where is put in front of names in problems. texts: the values are those of a form, all of them texts.
+        where is put in front of names in problems. texts: the values are those of a form, texts or lists of them.
         """
         for name, value in values.items():
             path = f"{where}.{name}" if where else name
             if name in names:
-                self._take(name, path, from_text(BY_NAME[name], value) if texts and isinstance(value, str) else value)
+                self._take(name, path, from_form(BY_NAME[name], value) if texts else value)
             else:
                 self._refuse(path, messages.UNKNOWN, near=messages.near(name, names, self._language))
 

@@ -46,6 +46,23 @@ def from_text(parameter: Parameter, text: str) -> Any:
         return text
 
 
+def from_form(parameter: Parameter, value: Any) -> Any:
+    """What a field of a form says, to be parsed: a text, or the texts of a field that is there several times.
+
+    Several texts of a list are one list, each read as one alone; of what is no list there may be one. What is no text
+    stays as it is.
+    """
+    if isinstance(value, str):
+        return from_text(parameter, value)
+    if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        return value
+    said = [(text, read) for text in value if (read := from_text(parameter, text)) is not None]
+    if parameter.type == "list":
+        return [item for text, read in said for item in (read if isinstance(read, list) else _items(text))] or None
+    reads = [read for _, read in said]
+    return reads[0] if len(reads) == 1 else reads or None
+
+
 def assign(spec: spec_pb2.FinetuneSpec, parameter: Parameter, value: Any) -> None:
     """Sets the field of a parameter to a parsed value."""
     holder, name = _holder(spec, parameter.path)
@@ -153,8 +170,12 @@ def _text(_parameter: Parameter, value: Any, limits: Limits) -> str:
     return value
 
 
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",")]
+
+
 def _texts(_parameter: Parameter, value: Any, limits: Limits) -> list[str]:
-    items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    items = _items(value) if isinstance(value, str) else value
     if not (isinstance(items, list) and all(isinstance(item, str) and item for item in items)):
         raise Refused(messages.TEXTS, received=Received(value))
     if limits.max_items is not None and len(items) > limits.max_items:
