@@ -57,3 +57,4 @@ def end_replies(settings: Any, ends: list[int]) -> None:
     merged = list(dict.fromkeys([*known, *ends]))
     if merged != known:
         settings.eos_token_id = merged if len(merged) > 1 else merged[0]
+        settings._from_model_config = False  # transformers may read config.json instead of settings that came from it

@@ -70,10 +70,12 @@ def test_what_is_taught_to_converse_stops_where_replies_end(jobs: JobFactory, tm
     """T32: transformers and what else reads these settings would have it talk on otherwise."""
     base = shutil.copytree(jobs.model_dir, tmp_path / "plain")
     ends = make_for_plain_text(base)
+    (base / "generation_config.json").unlink()
     run(job := jobs(model_dir=str(base), language_model={"method": method, "merge_after_training": True}))
     merged = [job.output_dir / "merged"] if method == "METHOD_LORA" else []
     for folder in (job.output_dir, *merged):
-        assert GenerationConfig.from_pretrained(folder).eos_token_id == ends
+        settings = GenerationConfig.from_pretrained(folder)
+        assert (settings.eos_token_id, settings._from_model_config) == (ends, False)
 
 
 def test_what_is_taught_plain_text_ends_where_its_base_did(jobs: JobFactory, tmp_path: Path) -> None:
