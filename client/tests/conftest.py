@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from tunesmith.cli import app
 from tunesmith.client import Config
 
 TOKEN = "secret"
@@ -265,3 +267,12 @@ def _no_platform_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     for name in ("TUNESMITH_URL", "TUNESMITH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "nothing"))
+
+
+@pytest.fixture
+def tunesmith(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the command against the server."""
+    monkeypatch.setenv("TUNESMITH_URL", server.url)
+    monkeypatch.setenv("TUNESMITH_TOKEN", TOKEN)
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *words, **more: CliRunner().invoke(app, list(words), **more)

@@ -34,15 +34,6 @@ def ended(state: str, **values: Any) -> dict[str, Any]:
     return {"event": {"type": f"task.{state}", "task": {"state": f"STATE_{state.upper()}", **values}}}
 
 
-@pytest.fixture
-def tunesmith(server: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Runs the command against the server."""
-    monkeypatch.setenv("TUNESMITH_URL", server.url)
-    monkeypatch.setenv("TUNESMITH_TOKEN", "secret")
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: CliRunner().invoke(app, list(words))
-
-
 def test_train_and_watch(tunesmith: Callable[..., Result], server: Any, tmp_path: Path) -> None:
     server.events = [STARTED, PROGRESSED, LOGGED, SAVED, ended("completed", output_dir="/out")]
     server.connections = [(5, "end")]

@@ -7,23 +7,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from tunesmith.cli import app
 from tunesmith.cli.text import with_problems
 from tunesmith.cli.transfers import transfer_bar
 
 Tunesmith = Callable[..., Result]
 DATA = ("--base-model", "m", "--dataset", "d")
-
-
-@pytest.fixture
-def tunesmith(server: Any, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
-    """Runs the command against the server."""
-    monkeypatch.setenv("TUNESMITH_URL", server.url)
-    monkeypatch.setenv("TUNESMITH_TOKEN", "secret")
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: CliRunner().invoke(app, list(words))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from tunesmith.cli import app
 from tunesmith.cli.chat import typed_lines
 from tunesmith.cli.chat_words import GENERATION_PARAMETERS
 from tunesmith.cli.evaluations_words import EVALUATION_PARAMETERS
@@ -62,14 +61,6 @@ EXPORT = {
     ],
 }
 Tunesmith = Callable[..., Result]
-
-
-@pytest.fixture
-def tunesmith(server: Any, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
-    monkeypatch.setenv("TUNESMITH_URL", server.url)
-    monkeypatch.setenv("TUNESMITH_TOKEN", "secret")
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words, **more: CliRunner().invoke(app, list(words), **more)
 
 
 @pytest.fixture

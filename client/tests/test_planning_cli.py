@@ -5,10 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from typer.testing import CliRunner, Result
-
-from tunesmith.cli import app
+from typer.testing import Result
 
 DATASET = {
     "id": "01ks9zw4t0d3rka2ykxw7v9e1m",
@@ -51,14 +48,6 @@ TEMPLATE = {
     "spec": {"training": {"learning_rate": 0.5, "seed": 7}, "language_model": {"lora": {"r": 16}}},
 }
 Tunesmith = Callable[..., Result]
-
-
-@pytest.fixture
-def tunesmith(server: Any, monkeypatch: pytest.MonkeyPatch) -> Tunesmith:
-    monkeypatch.setenv("TUNESMITH_URL", server.url)
-    monkeypatch.setenv("TUNESMITH_TOKEN", "secret")
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: CliRunner().invoke(app, list(words))
 
 
 def test_estimate(tunesmith: Tunesmith, server: Any) -> None:
