@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from modelkit import scratch
 from modelkit.chat import IGNORED, ChatEncoder
 from modelkit.datasets import Message
+from modelkit.encoders import configured_ends
 from modelkit.errors import InvalidTemplate
 from modelkit.loading import load_config, load_tokenizer
 from modelkit.sandbox import TemplateTimeoutError, TimeLimit
 from modelkit.templates import FALLBACK, ChatTemplate
-from tests.support.models import THINKING_TEMPLATE
+from tests.support.models import THINKING_TEMPLATE, make_for_plain_text
 
 CHAT: list[Message] = [
     {"role": "system", "content": "Be kind."},
@@ -48,7 +50,7 @@ def encoder_of(folder: Path, *, template: str | None = None, max_length: int = 5
     tokenizer: Any = load_tokenizer(folder)
     if template is not None:
         tokenizer.chat_template = template or None
-    stop_ids = load_config(folder).eos_token_id
+    stop_ids = configured_ends(load_config(folder))
     return ChatEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids), tokenizer
 
 
@@ -117,6 +119,24 @@ def test_templates_that_show_old_turns_otherwise_still_train_every_reply(folders
     assert text == "Gut — 很好.\n\tDanke<|im_end|><think>\n\n</think>\n\nFine<|im_end|>"
     encoder, tokenizer = encoder_of(folders["qwen2"], template=PROMPT_THINKS)
     assert replies(tokenizer, encoder.encode([CHAT])[0]) == "Gut — 很好.\n\tDanke<|im_end|>Fine<|im_end|>"
+
+
+# The first of LLaMA 3: it asks for a reply at the end of every text.
+FIRST_LLAMA_3 = """\
+{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'\
++ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}\
+{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"""
+
+
+@pytest.mark.parametrize("repeated", [1, 20])
+def test_replies_end_as_the_template_ends_them_also_where_it_always_asks_for_another(
+    folders: dict[str, Path], tmp_path: Path, repeated: int
+) -> None:
+    copytree(folders["llama"], folder := tmp_path / "m")
+    make_for_plain_text(folder)
+    encoder, tokenizer = encoder_of(folder, template=FIRST_LLAMA_3)
+    for encoded in encoder.encode([CHAT] * repeated):
+        assert replies(tokenizer, encoded) == "Gut — 很好.\n\tDanke<|eot_id|>Fine<|eot_id|>"
 
 
 def growing(value: str, *, start: str = "'aaaa'", before: str = "") -> str:
@@ -196,6 +216,30 @@ def test_a_template_is_stopped_also_when_the_first_try_is_lost() -> None:
         with suppress(TemplateTimeoutError):
             endless()
         endless()
+
+
+def test_many_conversations_are_no_template_that_never_ends(folders: dict[str, Path]) -> None:
+    encoder, _ = encoder_of(folders["llama"])
+    slow = "{% for i in range(99999) %}{% endfor %}{% for m in messages %}{{ m.role ~ m.content }}{% endfor %}"
+    encoder.template = ChatTemplate(slow, {}, seconds=0.4)
+    roles = ("user", "assistant") * 8
+    chats = [[Message(role=role, content=f"{role}{row}") for role in roles[: 2 + row % 14]] for row in range(60)]
+    assert len(encoder.encode(chats)) == len(chats)
+
+
+def test_more_time_is_never_more_than_one_conversation_may_take() -> None:
+    def work(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    with pytest.raises(TemplateTimeoutError), TimeLimit(0.3) as limit:
+        for _ in range(4):
+            work(0.2)
+            limit.extend(100)
+        started = time.thread_time()
+        work(60)
+    assert time.thread_time() - started < 5
 
 
 def test_a_machine_that_stands_still_does_not_make_a_template_slow() -> None:

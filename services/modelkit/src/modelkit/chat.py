@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from modelkit.datasets import Message
 from modelkit.encoded import IGNORED, Encoded, encode_batch
+from modelkit.ending import reply_ends
 from modelkit.replies import Span
-from modelkit.templates import FALLBACK, ChatTemplate
+from modelkit.templates import CONVERSATION_SECONDS, FALLBACK, ChatTemplate
 
 __all__ = ["IGNORED", "ChatEncoder", "Encoded"]
 
@@ -19,8 +20,8 @@ class ChatEncoder:
     """Renders and tokenises conversations.
 
     A tokenizer without a chat template gets a plain one (fallback is then true), which is also saved with it.
-    stop_ids are the tokens that end a reply beside the tokenizer's own end token. With train_on_prompt every token
-    has a label.
+    stop_ids are the tokens that end a reply beside the tokenizer's own end token and what the template ends one with.
+    With train_on_prompt every token has a label.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ChatEncoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._end_id: int | None = backend.eos_token_id
-        self._stop_ids = {*stop_ids, *([] if self._end_id is None else [self._end_id])}
+        self._stop_ids = {*stop_ids, *reply_ends(tokenizer), *([] if self._end_id is None else [self._end_id])}
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -64,8 +65,11 @@ class ChatEncoder:
 
     def encode(self, rows: Sequence[Sequence[Message]]) -> list[Encoded]:
         """Token ids and labels of each conversation. Raises InvalidTemplate."""
-        with self._lock, self.template.time_limit():
-            rendered = [self.spans(messages) for messages in rows]
+        rendered = []
+        with self._lock, self.template.time_limit() as limit:
+            for messages in rows:
+                rendered.append(self.spans(messages))
+                limit.extend(CONVERSATION_SECONDS)
         encodings = encode_batch(self._backend, [text for text, _ in rendered], special_tokens=False)
         return [self._label(encoding, spans) for encoding, (_, spans) in zip(encodings, rendered, strict=True)]
 

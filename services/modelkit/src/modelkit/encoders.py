@@ -20,7 +20,7 @@ def encoder_for(
         return TextEncoder(tokenizer)
     if report.format == "text":
         return TextEncoder(tokenizer, max_length=max_length)
-    stops = reply_ends(config)
+    stops = configured_ends(config)
     return ChatEncoder(tokenizer, max_length=max_length, stop_ids=stops, train_on_prompt=train_on_prompt)
 
 
@@ -29,7 +29,7 @@ def labels_of(report: FileReport) -> tuple[str, ...]:
     return report.reading.labels or class_names(tuple(report.labels))
 
 
-def reply_ends(config: Any) -> Sequence[int]:
+def configured_ends(config: Any) -> Sequence[int]:
     """The tokens that end a reply, as the model's configuration names them."""
     ids = getattr(config, "eos_token_id", None)
     return [int(token) for token in (ids if isinstance(ids, list) else [] if ids is None else [ids])]

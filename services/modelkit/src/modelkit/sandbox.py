@@ -39,10 +39,16 @@ class TimeLimit:
     def __init__(self, seconds: float) -> None:
         self._thread = threading.get_ident()
         self._clock = time.pthread_getcpuclockid(self._thread)
+        self._seconds = seconds
         self._end = time.clock_gettime(self._clock) + seconds
         self._lock = threading.Lock()
         self._over = self._fired = False
         self._timer = self._arm(seconds)
+
+    def extend(self, seconds: float) -> None:
+        """Gives this much more time, so that no more is left than there was at first."""
+        with self._lock:
+            self._end = min(self._end + seconds, time.clock_gettime(self._clock) + self._seconds)
 
     def _arm(self, seconds: float) -> threading.Timer:
         timer = threading.Timer(seconds, self._fire)

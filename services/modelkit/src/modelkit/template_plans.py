@@ -158,13 +158,14 @@ class StoodIn:
         """The message, which is recognised as it is."""
         return message
 
-    def around(self, text: str, message: Message) -> tuple[str, str]:
-        """What stands before and after it. Raises DependsOnContent."""
-        index = MARK.fullmatch(str(message["content"]))
-        places = [found.span() for found in MARK.finditer(text) if index is not None and found[1] == index[1]]
-        if len(places) != 1:
+    def split(self, text: str, messages: Sequence[Message]) -> list[str]:
+        """What stands before, between and after them. Raises DependsOnContent."""
+        known = [found[1] for message in messages if (found := MARK.fullmatch(str(message["content"])))]
+        places = [found for found in MARK.finditer(text) if found[1] in known]
+        if [found[1] for found in places] != known:
             raise DependsOnContent
-        return text[: places[0][0]], text[places[0][1] :]
+        edges = [0, *(edge for found in places for edge in found.span()), len(text)]
+        return [text[first:last] for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
     def may_end_in_space(self, message: Message) -> bool:
         """Always."""

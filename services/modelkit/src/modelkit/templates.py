@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from jinja2 import Template, TemplateError
@@ -11,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from modelkit.datasets import Message
 from modelkit.errors import InvalidTemplate, Problem
-from modelkit.replies import Marks, Replies, Span, Written
+from modelkit.replies import REPLY, Marks, Replies, Span, Written
 from modelkit.sandbox import TemplateTimeoutError, TimeLimit, bounded_environment, bounded_join
 from modelkit.template_plans import (
     TROUBLE,
@@ -25,7 +26,8 @@ from modelkit.template_plans import (
     stand_ins,
 )
 
-SECONDS = 10.0
+SECONDS = 10.0  # of processor time, for one conversation at most
+CONVERSATION_SECONDS = 0.25  # what each conversation that is done gives those after it, for what they may take together
 BASE_CHARACTERS = 1 << 20
 CHARACTERS_PER_CHARACTER = 64
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -105,11 +107,11 @@ class ChatTemplate:
         return plan
 
     @contextmanager
-    def time_limit(self) -> Iterator[None]:
-        """What is rendered within must take a few seconds of processor time; one limit serves a whole batch."""
+    def time_limit(self) -> Iterator[TimeLimit]:
+        """What is rendered within must take a few seconds of processor time."""
         try:
-            with TimeLimit(self._seconds):
-                yield
+            with TimeLimit(self._seconds) as limit:
+                yield limit
         except TemplateTimeoutError:
             raise _invalid(f"the chat template did not end within {self._seconds:.0f} seconds") from None
 
@@ -161,7 +163,23 @@ class ChatTemplate:
             return "".join(self._render_into([], template, turns, add_generation_prompt))
 
         text = render(messages, False)
-        return text, Replies(render, messages, text, marks).spans()
+        return text, Replies(render, messages, text, marks, self._header).spans()
+
+    @cached_property
+    def _header(self) -> str:
+        """What asks for a reply at the end of every text, also when it is not to; empty in most templates."""
+        question, reply = Message(role="user", content="question"), Message(role="assistant", content=REPLY)
+
+        def render(*turns: Message) -> str:
+            return "".join(self._render_into([], self._template, turns, False))
+
+        try:
+            whole, header = render(question, reply), render(reply).partition(REPLY)[0]
+            goes_on = render(question, reply, question).startswith(whole)
+        except InvalidTemplate:
+            return ""
+        header = header.removeprefix(self.special_tokens.get("bos_token", ""))
+        return header if header.strip() and whole.partition(REPLY)[2].endswith(header) and not goes_on else ""
 
     def _render_into(
         self, pieces: list[str], template: Template, messages: Sequence[Message], add_generation_prompt: bool
