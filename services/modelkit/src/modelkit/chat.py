@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,13 @@ class ChatEncoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._end_id: int | None = backend.eos_token_id
-        self._stop_ids = {*stop_ids, *reply_ends(tokenizer), *([] if self._end_id is None else [self._end_id])}
+        self._given_ids = {*stop_ids, *([] if self._end_id is None else [self._end_id])}
+        self._tokenizer = tokenizer
 
     @property
     def identity(self) -> tuple[object, ...]:
         """What, beside the tokenizer's files, decides what comes out."""
-        tokens = sorted(self._stop_ids)
+        tokens = sorted(self._given_ids)
         return (
             "chat",
             self.template.source,
@@ -62,6 +64,11 @@ class ChatEncoder:
             self.max_length,
             self._train_on_prompt,
         )
+
+    @cached_property
+    def _stop_ids(self) -> set[int]:
+        """Asked for when conversations were rendered in time: a template that never ends is then stopped once."""
+        return self._given_ids.union(reply_ends(self._tokenizer))
 
     def encode(self, rows: Sequence[Sequence[Message]]) -> list[Encoded]:
         """Token ids and labels of each conversation. Raises InvalidTemplate."""
