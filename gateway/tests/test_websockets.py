@@ -123,13 +123,13 @@ async def test_evaluations_and_exports_are_not_told(gateway: Gateway) -> None:
         assert (message["type"], message["data"]["status"]) == ("status", "running")
 
 
-async def test_an_evaluation_or_an_export_is_no_training(gateway: Gateway) -> None:
-    for task in other_kinds():
-        async with open_socket(gateway, f"/ws/training/{TASK_ID}") as socket:
-            tell(gateway, "task.snapshot", one=True, task=task)
-            message = await receive(socket)
-            assert (message["type"], message["data"]["error"]) == ("error", f"there is no task {TASK_ID}")
-            assert await closed(socket) == 1008
+@pytest.mark.parametrize("task", other_kinds(), ids=["evaluation", "export"])
+async def test_an_evaluation_or_an_export_is_no_training(gateway: Gateway, task: task_pb2.Task) -> None:
+    async with open_socket(gateway, f"/ws/training/{TASK_ID}") as socket:
+        tell(gateway, "task.snapshot", one=True, task=task)
+        message = await receive(socket)
+        assert (message["type"], message["data"]["error"]) == ("error", f"there is no task {TASK_ID}")
+        assert await closed(socket) == 1008
 
 
 async def test_pings_are_answered_in_their_own_form(gateway: Gateway) -> None:

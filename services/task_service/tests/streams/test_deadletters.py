@@ -43,12 +43,14 @@ async def nobody(task_id: str, attempt: int, what: str) -> None:
 async def deliver_in_vain(bus: EventBus, messages: int = 1, times: int = 2) -> None:
     """A worker that gives messages back until the broker gives them up, as one that crashes would."""
     consumer = bus.consumer(subjects.WORK, "worker", subjects.work_filter(KIND, POOL), ack_wait=0.5, max_deliver=times)
-    given_up: set[int] = set()
-    while len(given_up) < messages:
-        for message in await consumer.fetch(10, 5):
+    _, before = await bus.sequences(subjects.ADVISORIES)
+
+    async def given_up() -> bool:
+        for message in await consumer.fetch(10, 0.3):  # it is given up when it would be delivered once more
             await message.nak()
-            if message.num_delivered == times:
-                given_up.add(message.sequence)
+        return (await bus.sequences(subjects.ADVISORIES))[1] >= before + messages
+
+    await eventually(given_up)
     await bus.release(consumer)
 
 
@@ -185,8 +187,7 @@ async def test_a_task_whose_message_is_dead_time_and_again_fails(world: World) -
 
     await publish(world, task.id)
     async with handling(world.bus, Undeliverable(core)) as letters:
-        for _ in range(3):
-            await deliver_in_vain(world.bus)
+        await deliver_in_vain(world.bus, messages=3)
         await eventually(failed)
         await eventually(lambda: letters.counts["dead"] == 3)
     relay.cancel()
