@@ -21,7 +21,7 @@ ENDS_DEPENDENTS = {
 }
 # Of the last the reaper takes everything.
 LEAVES_NOTHING = (AttemptEnd.COMPLETED, AttemptEnd.DELETED)
-# Far beyond any lease: until then a worker that has not heard of the end may write, and its last facts may come.
+# By then a worker that had not heard of the end writes no more; what a longer lease lets it write goes with the task.
 LEFTOVER_MICROSECONDS = 15 * 60 * 1_000_000
 
 
